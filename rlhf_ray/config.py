@@ -1,0 +1,324 @@
+"""The one typed config tree: defaults are a good run, a YAML recipe overrides them, flags override both.
+
+Frozen: nothing rewrites a config after it is built. What cannot work together is a ValueError here,
+before anything starts; what depends on data or on the cluster is checked where those are known.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+_strict = ConfigDict(extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=_strict)
+class Run:
+    name: str = "demo"
+    """Name of the run: its directory below `root`, and of its control actor `rlhf-<name>`."""
+    root: str = "runs"
+    """Where run directories live. On a cluster: an absolute path on storage that every node sees."""
+    seed: int = 0
+    """Decides everything random: data order, initial weights, every rollout's own sampling seed."""
+    overwrite: bool = False
+    """Start again from nothing in a run directory that already holds a run."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Data:
+    prompts: str | None = None
+    """Prompts for PPO: .txt (one a line), .jsonl or .parquet (column `prompt`), or a datasets name."""
+    heldout_prompts: str | None = None
+    """Prompts for evaluation. None: `heldout_fraction` of `prompts` is set apart."""
+    heldout_fraction: float = 0.1
+    """Share of prompts, lists and texts set apart for evaluation where no file is given."""
+    texts: str | None = None
+    """Texts for SFT: .txt, .tsv (every cell a text), .jsonl or .parquet (`text`, or `prompt` + `response`)."""
+    preferences: str | None = None
+    """Ranked lists for the reward model: .tsv (best first) or .jsonl; see docs/data.md for every format."""
+    prompt_column: str = "prompt"
+    """Column that holds the prompt in .jsonl, .parquet and datasets."""
+    text_column: str = "text"
+    """Column that holds the text in .jsonl, .parquet and datasets."""
+    prompt_prefix_chars: tuple[int, int] | None = None
+    """Make prompts from texts: the first a to b characters of each line (both included)."""
+    max_prompt_tokens: int = 256
+    """Longer prompts are cut from the left and counted."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """A bad row ends the run with file, line and fault, or is skipped and counted in the summary."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Model:
+    path: str | None = None
+    """Base model, by path or name. None: a small decoder and its tokenizer are made from `data.texts`."""
+    hidden: int = 256
+    """Width of the decoder that is made when `path` is None."""
+    layers: int = 4
+    """Depth of the decoder that is made when `path` is None."""
+    vocab: int = 2048
+    """Largest vocabulary of the tokenizer that is made when `path` is None."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of learner and scorers (parameters and optimizer stay float32). auto: bfloat16
+    where the hardware has it."""
+    trust_remote_code: bool = False
+    """Let a model's repository run its own Python code."""
+
+
+@dataclass(frozen=True, config=_strict)
+class SFT:
+    epochs: float = 3.0
+    """Passes over `data.texts`; 0 skips the phase: PPO starts from `model.path` itself."""
+    lr: float = 1e-3
+    """Peak learning rate (cosine to a tenth, after warm-up)."""
+    warmup: float = 0.05
+    """Share of steps in which the learning rate rises."""
+    batch_tokens: int = 4096
+    """Tokens of one optimizer step."""
+    max_tokens: int = 256
+    """Longer texts are cut from the right."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+
+@dataclass(frozen=True, config=_strict)
+class RM:
+    epochs: float = 2.0
+    """Passes over `data.preferences`."""
+    lr: float = 3e-4
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of steps in which the learning rate rises."""
+    batch_lists: int = 16
+    """Lists (prompts) of one optimizer step."""
+    max_tokens: int = 256
+    """Longer inputs are cut from the left of the prompt, then from the right of the response."""
+    pooling: Literal["last", "mean", "pooler", "cls"] = "mean"
+    """Features of a text: last attended token, mean of attended tokens, or an encoder's pooler or CLS."""
+    reduction: Literal["list", "pair"] = "list"
+    """Average the loss by list (InstructGPT: a prompt is one element), or over all pairs."""
+    base: str | None = None
+    """Backbone, by path or name. None: the SFT model of this run."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+
+@dataclass(frozen=True, config=_strict)
+class RewardSource:
+    """One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given."""
+
+    model: str | None = None
+    """Directory of a reward model trained here."""
+    classifier: str | None = None
+    """Any AutoModelForSequenceClassification, by path or name."""
+    function: str | None = None
+    """A Python function `module:function`: lists of prompts and responses in, list of scores out."""
+    label: int | None = None
+    """Classifier: the class whose log-odds are the score. None: the only logit, or the last class."""
+    weight: float = 1.0
+    """Factor of this score in the sum."""
+    timeout_s: float = 60.0
+    """Function: seconds that one call may take."""
+    on_error: Literal["fail", "drop", "default"] = "fail"
+    """Function: a sample that raises, hangs or is not finite ends the run, is dropped, or gets `default`."""
+    default: float = 0.0
+    """Score of a failed sample under `on_error: default`."""
+    processes: int = 1
+    """Function: how many processes call it."""
+
+    def __post_init__(self) -> None:
+        given = [k for k in ("model", "classifier", "function") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(
+                f"a reward source needs exactly one of model, classifier, function; this one gives "
+                f"{given or 'none'}. List several sources to add their scores."
+            )
+
+    @property
+    def name(self) -> str:
+        """What its column `score/<name>` is called: reward, classifier or the function's name."""
+        if self.function:
+            return self.function.rpartition(":")[2]
+        return "reward" if self.model else "classifier"
+
+
+@dataclass(frozen=True, config=_strict)
+class Reward:
+    sources: tuple[RewardSource, ...] = ()
+    """What scores a response. Empty: the reward model that this run trains from `data.preferences`."""
+    clip: float | None = 5.0
+    """Scores are clipped to ± this many, after normalisation. None: never."""
+    missing_eos_penalty: float = 1.0
+    """Taken off the score of a response without an EOS."""
+    gold: str | None = None
+    """A function `module:function` that knows the true score; only ever used in evaluation."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Rollout:
+    backend: Literal["vllm", "transformers"] = "vllm"
+    """What generates: vLLM, or plain transformers (slow; the oracle)."""
+    max_response_tokens: int = 64
+    """A response ends at EOS or here."""
+    temperature: float = 1.0
+    """Every log-probability is of the distribution sampled from: logits / temperature."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the generator's weights. auto: float32 on a CPU, bfloat16 on a GPU."""
+    shard_prompts: int = 16
+    """Prompts leased to a generator at a time; all samples of a prompt go together."""
+    ignore_eos: bool = False
+    """Sample exactly `max_response_tokens` (benchmarks)."""
+    kv_cache_mb: int = 512
+    """Memory of the engine's key-value cache."""
+
+
+@dataclass(frozen=True, config=_strict)
+class PPO:
+    iterations: int = 20
+    """Iterations: rollouts, scores, update, publish."""
+    prompts: int = 128
+    """Prompts of one iteration."""
+    samples: int = 1
+    """Responses to each prompt (a group)."""
+    epochs: int = 4
+    """Passes over an iteration's rollouts."""
+    minibatches: int = 4
+    """Optimizer steps of one pass."""
+    estimator: Literal["gae", "rloo", "grpo", "reinforce_pp"] = "gae"
+    """How advantages are estimated; gae needs a critic, rloo and grpo need `samples` > 1."""
+    critic: Literal["separate", "shared"] = "separate"
+    """A model of its own, or a value head on the policy's trunk. Only estimators with values have one."""
+    lr: float = 3e-5
+    """Peak learning rate of the policy."""
+    critic_lr: float = 1e-4
+    """Peak learning rate of a separate critic."""
+    lr_schedule: Literal["constant", "linear"] = "linear"
+    """Constant, or annealed to nothing over the run."""
+    warmup_iterations: int = 0
+    """Iterations in which only the critic learns."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradient norm, over all ranks, above which it is scaled down."""
+    gamma: float = 1.0
+    """Discount a token."""
+    lam: float = 0.95
+    """GAE's λ."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 − this."""
+    clip_high: float = 0.2
+    """The ratio is clipped above 1 + this."""
+    dual_clip: float | None = None
+    """Bound c > 1 on the loss where the advantage is negative (Ye et al. 2020)."""
+    value_clip: float = 0.2
+    """The value's clip around its old value."""
+    value_coef: float = 0.1
+    """Weight of the value loss with a shared trunk."""
+    kl_coef: float = 0.05
+    """β, the price of a nat of KL to the reference."""
+    kl_target: float | None = None
+    """Adapt β so that a response's KL tends to this many nats. None: β stays."""
+    kl_horizon: float = 10_000.0
+    """Adaptive β: responses over which it reacts."""
+    whiten_advantages: bool = True
+    """Advantages to mean 0 and deviation 1 over the whole batch (estimators with values)."""
+    max_staleness: int = 0
+    """How many versions generation may be ahead of learning. 0: synchronous and exact."""
+    importance_cap: float = 2.0
+    """Cap of the truncated importance weight when `max_staleness` > 0."""
+    micro_batch_tokens: int = 16_384
+    """Tokens of one forward and backward pass of a rank."""
+
+    def __post_init__(self) -> None:
+        total = self.prompts * self.samples
+        if total % self.minibatches:
+            raise ValueError(
+                f"ppo.prompts {self.prompts} × ppo.samples {self.samples} = {total} rollouts do not "
+                f"divide into ppo.minibatches {self.minibatches}: change one of the three, for "
+                f"example --ppo.prompts {self.prompts + (-self.prompts) % self.minibatches}"
+            )
+        if self.estimator in ("rloo", "grpo") and self.samples < 2:
+            raise ValueError(
+                f"ppo.estimator {self.estimator} compares responses to the same prompt, and "
+                f"ppo.samples is {self.samples}: set --ppo.samples 4, or --ppo.estimator gae"
+            )
+        if min(self.iterations, self.prompts, self.samples, self.epochs, self.minibatches) < 1:
+            raise ValueError("ppo.iterations, prompts, samples, epochs and minibatches are at least 1")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"ppo.dual_clip is {self.dual_clip}; it is a factor above 1 (usual: 3)")
+
+
+@dataclass(frozen=True, config=_strict)
+class Cluster:
+    generators: int = 1
+    """Generator actors at the start; jobs/scale.py changes it while the run goes on."""
+    learners: int = 1
+    """Ranks of the learner group."""
+    threads: int | None = None
+    """Threads of each compute role. None: the node's cores (roles alternate, so they share)."""
+    generator_cpus: float = 1.0
+    """CPUs that a generator reserves in Ray."""
+    learner_cpus: float = 1.0
+    """CPUs that a learner rank reserves in Ray."""
+    scorer_cpus: float = 0.0
+    """CPUs that a scorer reserves in Ray."""
+    generator_gpus: float | None = None
+    """GPUs that a generator reserves. None: 1 where Ray has GPUs for all roles, else 0."""
+    learner_gpus: float | None = None
+    """GPUs that a learner rank reserves. None: as for generators."""
+    scorer_gpus: float | None = None
+    """GPUs that a scorer reserves. None: as for generators."""
+    start_timeout_s: float = 300.0
+    """Deadline of an actor's start."""
+    shard_timeout_s: float = 600.0
+    """Deadline of one shard, from lease to commit."""
+    update_timeout_s: float = 3600.0
+    """Deadline of one update of the learners."""
+    heartbeat_timeout_s: float = 20.0
+    """A generator silent for this long is taken for wedged."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Checkpoint:
+    every: int = 5
+    """Iterations between checkpoints; the last is always written."""
+    keep: int = 2
+    """Complete checkpoints that stay."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Evaluate:
+    every: int = 5
+    """Iterations between evaluations on held-out prompts; the first and last are always made."""
+    prompts: int = 64
+    """Held-out prompts used, each with a fixed seed."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Config:
+    """SFT → reward model → PPO."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    sft: SFT = SFT()
+    rm: RM = RM()
+    reward: Reward = Reward()
+    rollout: Rollout = Rollout()
+    ppo: PPO = PPO()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def dir(self) -> Path:
+        """The run's directory."""
+        return Path(self.run.root) / self.run.name
+
+    def to_dict(self) -> dict:
+        """Nested dict of plain values, as written to config.yaml."""
+        return dataclasses.asdict(self)

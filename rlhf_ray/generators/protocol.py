@@ -1,0 +1,75 @@
+"""What writes a response. An engine is stepped by one thread that owns it; nothing here blocks for long."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rlhf_ray.data.ids import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How every response of a run is sampled: softmax(logits / temperature), no top-k, no top-p."""
+
+    temperature: float
+    max_tokens: int
+    eos_token_id: int
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to write. `seed` (63 bits) alone decides its randomness."""
+
+    rollout_id: int
+    prompt_token_ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One response, with its EOS where it has one.
+
+    response_token_ids int32 [n]; behaviour_logprobs float32 [n], of the distribution sampled from;
+    finish_reason "eos" or "length"; version_spans: flat triples (first position, incarnation, step).
+    """
+
+    rollout_id: int
+    response_token_ids: np.ndarray
+    behaviour_logprobs: np.ndarray
+    finish_reason: str
+    version_spans: tuple[int, ...]
+
+
+class Generator(Protocol):
+    """An engine. Requests batch continuously: submit at any time between steps."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue `requests`. ValueError for a prompt that leaves no room for a response."""
+
+    def step(self) -> list[Completion]:
+        """Advance all requests in flight by about one token each; return those that finished."""
+
+    def has_work(self) -> bool:
+        """Whether any request is queued or in flight."""
+
+    def abort(self, rollout_ids: Sequence[int]) -> None:
+        """Forget these requests; unknown ids are ignored."""
+
+    def load(self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights between two steps. Requests in flight go on under the new ones.
+
+        Any exception leaves the engine unusable: the caller must end the process.
+        """
+
+    def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
+
+        Runs when no request is in flight; never from a cache of older weights.
+        """
+
+    def close(self) -> None:
+        """Free the engine and any process it started."""

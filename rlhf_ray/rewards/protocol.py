@@ -1,0 +1,38 @@
+"""What scores a response: texts and tokens of a batch in, one score a response out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """N responses to score, as tokens of the policy and as text (special tokens removed)."""
+
+    prompt_token_ids: Sequence[Sequence[int]]
+    response_token_ids: Sequence[Sequence[int]]
+    prompts: Sequence[str]
+    responses: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """scores float32 [N]; valid bool [N]: False where the sample is to be dropped."""
+
+    scores: np.ndarray
+    valid: np.ndarray
+
+
+class RewardFunction(Protocol):
+    """One source of reward. Scores of a row do not depend on the other rows of the batch."""
+
+    def __call__(self, batch: Responses) -> Scores:
+        """Score `batch`. ValueError names the source, the prompt and the fault."""
+
+    def close(self) -> None:
+        """End any process it started."""
