@@ -1,0 +1,57 @@
+# make <target>; `make` alone lists them. ARGS="--section.field value" goes to the job.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+RUNS ?= $(CURDIR)/runs
+RAY_DASHBOARD ?= http://127.0.0.1:8265
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help install ppo sft rm check test test-all bench docs lock cluster cluster-down submit
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+install: ## .venv from the lock (skipped when it is up to date)
+	@requirements/install.sh
+
+ppo: install ## the demonstration: SFT, reward model, PPO, report
+	@$(BIN)/python jobs/ppo.py $(ARGS)
+
+check: install ## lint, types, layers, spelling, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+test: check ## check, then the tests (12 minutes on 2 cores at most)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: check ## the long form: slow tests too (an hour at most)
+	$(BIN)/python -m pytest -m "not gpu" --durations=30 $(ARGS)
+
+bench: install ## speed of the full loop on random prompts; the last line is JSON
+	@$(BIN)/python jobs/bench_ppo.py $(ARGS)
+
+docs: install ## the documentation as a site in site/
+	$(BIN)/mkdocs build --strict --site-dir site
+
+lock: install ## resolve both locks anew from pyproject.toml
+	requirements/lock.sh
+
+# The job's `python` is looked up in the PATH that Ray was started with.
+cluster: install ## Ray on this machine, with token authentication
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ray get-auth-token --generate > /dev/null
+	@PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 \
+		ray start --head --dashboard-host 127.0.0.1 --disable-usage-stats
+
+cluster-down: ## stop every Ray process of this user on this machine
+	@$(BIN)/ray stop
+
+submit: install ## jobs/ppo.py as a Ray job; only code is uploaded (.rayignore)
+	@RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 $(BIN)/ray job submit \
+		--address $(RAY_DASHBOARD) --working-dir . -- \
+		python jobs/ppo.py --run.root $(abspath $(RUNS)) $(ARGS)

@@ -1,0 +1,1 @@
+"""What a run shows and leaves behind: metrics, console, samples, provenance, report, memory."""

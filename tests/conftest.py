@@ -1,0 +1,18 @@
+"""What every test process needs before Ray, transformers or tokenizers are imported."""
+
+import os
+
+# Ray's workers and vLLM's children inherit these from the process that runs pytest.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DEDUP_LOGS="1",
+    VLLM_NO_USAGE_STATS="1",
+    DO_NOT_TRACK="1",
+)
+# A cluster that happens to run on this machine is not the tests' business.
+os.environ.pop("RAY_ADDRESS", None)
