@@ -1,0 +1,114 @@
+"""From a command line to a Config: class defaults, then a YAML recipe, then flags."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from rlhf_ray.config import Config
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a job was asked to do."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    recipe: Path | None = None
+    """A YAML file with the sections below; flags override it."""
+    resume: bool = False
+    """Go on with this run after its last complete checkpoint."""
+
+
+def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
+    """Parse `argv`. Exits with help or a usage message; ValueError for settings that cannot work."""
+    recipe = _recipe_path(argv)
+    base = read_recipe(recipe) if recipe else Config()
+    try:
+        return tyro.cli(
+            Command,
+            args=list(argv),
+            default=Command(config=base, recipe=recipe),
+            prog=prog,
+            description=description,
+        )
+    except ValidationError as error:
+        raise ValueError(_explain(error, "the command line")) from None
+
+
+def read_recipe(path: Path) -> Config:
+    """A Config from a YAML recipe. ValueError names the file, the key and, where near, the right one."""
+    if not path.is_file():
+        raise ValueError(f"recipe {path} does not exist; the recipes of this project are in jobs/recipes/")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"recipe {path} holds a {type(tree).__name__}; it is a mapping of sections")
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        raise ValueError(_explain(error, f"recipe {path}")) from None
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a job: exit 0, 2 with `error: …` for what the user can mend, 130 after Ctrl-C.
+
+    RLHF_TRACEBACK=1 in the environment shows where a user error was found.
+    """
+    try:
+        sys.exit(main() or 0)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        if os.environ.get("RLHF_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _recipe_path(argv: Sequence[str]) -> Path | None:
+    for i, arg in enumerate(argv):
+        if arg == "--recipe" and i + 1 < len(argv):
+            return Path(argv[i + 1])
+        if arg.startswith("--recipe="):
+            return Path(arg.partition("=")[2])
+    return None
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    return "; ".join(_explain_one(item, where) for item in error.errors())
+
+
+def _explain_one(item: dict, where: str) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("unexpected_keyword_argument", "dataclass_unexpected_keyword_argument"):
+        known = _known_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key {key}: {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {key} = {item['input']!r}: {message}"
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    node: type = Config
+    for part in path:
+        found = {f.name: f.type for f in fields(node)}.get(str(part))
+        if not is_dataclass(found):
+            return []
+        node = found
+    return [f.name for f in fields(node)]
