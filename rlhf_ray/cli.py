@@ -30,19 +30,16 @@ class Command:
 
 
 def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
-    """Parse `argv`. Exits with help or a usage message; ValueError for settings that cannot work."""
+    """Parse `argv`. Exits with help or a usage message; ValueError for a recipe that cannot work."""
     recipe = _recipe_path(argv)
     base = read_recipe(recipe) if recipe else Config()
-    try:
-        return tyro.cli(
-            Command,
-            args=list(argv),
-            default=Command(config=base, recipe=recipe),
-            prog=prog,
-            description=description,
-        )
-    except ValidationError as error:
-        raise ValueError(_explain(error, "the command line")) from None
+    return tyro.cli(
+        Command,
+        args=list(argv),
+        default=Command(config=base, recipe=recipe),
+        prog=prog,
+        description=description,
+    )
 
 
 def read_recipe(path: Path) -> Config:

@@ -5,17 +5,19 @@ before anything starts; what depends on data or on the cluster is checked where 
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
-_strict = ConfigDict(extra="forbid", strict=False, use_attribute_docstrings=True)
+_STRICT = ConfigDict(extra="forbid")  # what pydantic goes by when it reads a recipe into a section
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Run:
+    __pydantic_config__ = _STRICT
+
     name: str = "demo"
     """Name of the run: its directory below `root`, and of its control actor `rlhf-<name>`."""
     root: str = "runs"
@@ -26,8 +28,10 @@ class Run:
     """Start again from nothing in a run directory that already holds a run."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Data:
+    __pydantic_config__ = _STRICT
+
     prompts: str | None = None
     """Prompts for PPO: .txt (one a line), .jsonl or .parquet (column `prompt`), or a datasets name."""
     heldout_prompts: str | None = None
@@ -52,8 +56,10 @@ class Data:
     """A bad row ends the run with file, line and fault, or is skipped and counted in the summary."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Model:
+    __pydantic_config__ = _STRICT
+
     path: str | None = None
     """Base model, by path or name. None: a small decoder and its tokenizer are made from `data.texts`."""
     hidden: int = 256
@@ -69,8 +75,10 @@ class Model:
     """Let a model's repository run its own Python code."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class SFT:
+    __pydantic_config__ = _STRICT
+
     epochs: float = 3.0
     """Passes over `data.texts`; 0 skips the phase: PPO starts from `model.path` itself."""
     lr: float = 1e-3
@@ -85,8 +93,10 @@ class SFT:
     """AdamW's decoupled weight decay."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class RM:
+    __pydantic_config__ = _STRICT
+
     epochs: float = 2.0
     """Passes over `data.preferences`."""
     lr: float = 3e-4
@@ -107,9 +117,11 @@ class RM:
     """AdamW's decoupled weight decay."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class RewardSource:
     """One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given."""
+
+    __pydantic_config__ = _STRICT
 
     model: str | None = None
     """Directory of a reward model trained here."""
@@ -146,8 +158,10 @@ class RewardSource:
         return "reward" if self.model else "classifier"
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Reward:
+    __pydantic_config__ = _STRICT
+
     sources: tuple[RewardSource, ...] = ()
     """What scores a response. Empty: the reward model that this run trains from `data.preferences`."""
     clip: float | None = 5.0
@@ -158,8 +172,10 @@ class Reward:
     """A function `module:function` that knows the true score; only ever used in evaluation."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Rollout:
+    __pydantic_config__ = _STRICT
+
     backend: Literal["vllm", "transformers"] = "vllm"
     """What generates: vLLM, or plain transformers (slow; the oracle)."""
     max_response_tokens: int = 64
@@ -176,8 +192,10 @@ class Rollout:
     """Memory of the engine's key-value cache."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class PPO:
+    __pydantic_config__ = _STRICT
+
     iterations: int = 20
     """Iterations: rollouts, scores, update, publish."""
     prompts: int = 128
@@ -252,8 +270,10 @@ class PPO:
             raise ValueError(f"ppo.dual_clip is {self.dual_clip}; it is a factor above 1 (usual: 3)")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Cluster:
+    __pydantic_config__ = _STRICT
+
     generators: int = 1
     """Generator actors at the start; jobs/scale.py changes it while the run goes on."""
     learners: int = 1
@@ -282,25 +302,31 @@ class Cluster:
     """A generator silent for this long is taken for wedged."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Checkpoint:
+    __pydantic_config__ = _STRICT
+
     every: int = 5
     """Iterations between checkpoints; the last is always written."""
     keep: int = 2
     """Complete checkpoints that stay."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Evaluate:
+    __pydantic_config__ = _STRICT
+
     every: int = 5
     """Iterations between evaluations on held-out prompts; the first and last are always made."""
     prompts: int = 64
     """Held-out prompts used, each with a fixed seed."""
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True)
 class Config:
     """SFT → reward model → PPO."""
+
+    __pydantic_config__ = _STRICT
 
     run: Run = Run()
     data: Data = Data()
