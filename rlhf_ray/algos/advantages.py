@@ -195,7 +195,7 @@ def _centred(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Ten
     check_rank(1, scores_B=scores_B)
     check_ids(scores_B, group_ids_B=group_ids_B)
     scores_B = scores_B.to(compute_dtype(scores_B))
-    ids_G, group_B, sizes_G = group_ids_B.unique(return_inverse=True, return_counts=True)
+    ids_G, group_B, sizes_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     if bool((sizes_G < 2).any()):
         alone = ids_G[sizes_G < 2].tolist()
         raise ValueError(

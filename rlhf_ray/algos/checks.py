@@ -5,6 +5,8 @@ Shapes: B responses, T response positions (padded), N any one dimension.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def check_range(low: float, high: float, **values: float) -> None:
             raise ValueError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises ValueError for a name that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
@@ -88,7 +90,12 @@ def as_mask(mask: Tensor, name: str = "response_mask_BT") -> Tensor:
 
 
 def check_rows(mask: Tensor, name: str = "response_mask_BT") -> None:
-    """Raises ValueError when a row (an index of the first dimension) has no unmasked position."""
+    """Raises ValueError when a row (an index of the first dimension) has no unmasked position.
+
+    No rows at all is no error: a rank may be without data.
+    """
+    if not len(mask):
+        return
     filled = mask.flatten(1).any(1) if mask.ndim > 1 else mask.any().reshape(1)
     if not bool(filled.all()):
         empty = (~filled).nonzero().flatten().tolist()

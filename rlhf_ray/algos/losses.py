@@ -64,29 +64,19 @@ def policy_loss(
         weights_BT=torch.ones_like(old_logprobs_BT) if weights_BT is None else weights_BT.detach(),
     )
     log_ratio_BT = logprobs_BT - old_BT
-    ratio_BT = log_ratio_BT.detach().exp()
-    bound_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
-    clipped_BT = bound_BT < ratio_BT * advantages_BT
-    floor_BT = (0.0 if dual_clip is None else dual_clip) * advantages_BT
-    dual_BT = (advantages_BT < 0) & (torch.minimum(ratio_BT * advantages_BT, bound_BT) < floor_BT)
-    if dual_clip is None:
-        dual_BT = torch.zeros_like(mask_BT)
-
-    # A ratio that overflows has a NaN gradient even where it is not selected (0·inf), so constants
-    # take its place before exp.
-    constant_BT = clipped_BT | dual_BT | (advantages_BT == 0)
-    live_BT = zero_outside(~constant_BT, log_ratio_BT).exp() * advantages_BT
-    objective_BT = torch.where(dual_BT, floor_BT, torch.where(clipped_BT, bound_BT, live_BT))
-    tokens = mask_BT.sum()
-    loss = divide(-(weights_BT * objective_BT).sum(), denominator, tokens)
+    objective_BT, clipped_BT, dual_clipped_BT = _clipped_objective(
+        log_ratio_BT, advantages_BT, clip_low, clip_high, dual_clip
+    )
+    ratio_BT = zero_outside(mask_BT, log_ratio_BT.detach().exp())
+    loss = divide(-(weights_BT * objective_BT).sum(), denominator, mask_BT.sum())
     return loss, _sums(
         clipped=clipped_BT,
-        dual_clipped=dual_BT,
+        dual_clipped=dual_clipped_BT,
         k1=kl_estimate(old_BT, logprobs_BT.detach(), "k1"),
         k3=kl_estimate(old_BT, logprobs_BT.detach(), "k3"),
-        ratio=zero_outside(mask_BT, ratio_BT),
+        ratio=ratio_BT,
         tokens=mask_BT,
-    ) | {"ratio_max": _max(zero_outside(mask_BT, ratio_BT))}
+    ) | {"ratio_max": _max(ratio_BT)}
 
 
 def value_loss(
@@ -125,8 +115,7 @@ def value_loss(
     moved_BT = values_BT - old_BT
     free_BT = (values_BT - returns_BT).square()
     bound_BT = (old_BT + moved_BT.clamp(-clip, clip) - returns_BT).square()
-    tokens = mask_BT.sum()
-    loss = divide(torch.maximum(free_BT, bound_BT).sum() / 2, denominator, tokens)
+    loss = divide(torch.maximum(free_BT, bound_BT).sum() / 2, denominator, mask_BT.sum())
     errors_BT = (returns_BT - values_BT.detach()).double()
     return loss, _sums(
         clipped=(bound_BT > free_BT) & (moved_BT.abs() > clip),
@@ -230,6 +219,33 @@ def explained_variance(diagnostics: Diagnostics) -> Tensor:
 
     spread = variance("returns")
     return torch.where(spread > 0, 1 - variance("errors") / spread, torch.nan)
+
+
+def _clipped_objective(
+    log_ratio_BT: Tensor,
+    advantages_BT: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(objective, where the ratio's clip binds, where the dual clip binds).
+
+    A ratio that overflows has a NaN gradient even where it is not selected (0·inf), so a constant
+    takes its place before exp wherever the objective does not depend on it.
+    """
+    ratio_BT = log_ratio_BT.detach().exp()
+    free_BT = ratio_BT * advantages_BT
+    bound_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
+    clipped_BT = bound_BT < free_BT
+    dual_clipped_BT = torch.zeros_like(clipped_BT)
+    constant_BT = bound_BT
+    if dual_clip is not None:
+        floor_BT = dual_clip * advantages_BT
+        dual_clipped_BT = (advantages_BT < 0) & (torch.minimum(free_BT, bound_BT) < floor_BT)
+        constant_BT = torch.where(dual_clipped_BT, floor_BT, bound_BT)
+    is_constant_BT = clipped_BT | dual_clipped_BT | (advantages_BT == 0)
+    live_BT = zero_outside(~is_constant_BT, log_ratio_BT).exp() * advantages_BT
+    return torch.where(is_constant_BT, constant_BT, live_BT), clipped_BT, dual_clipped_BT
 
 
 def _check_clips(**clips: float) -> None:

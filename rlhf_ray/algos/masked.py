@@ -59,12 +59,11 @@ def masked_moments(x: Tensor, mask: Tensor) -> Moments:
         x: floating point, any shape.
         mask: as for `masked_mean`.
 
-    Returns: (count, mean, var): int64, and twice the compute dtype.
+    Returns: (count, mean, var); the count is int64, the others have the compute dtype.
     Raises: ValueError for a row without an unmasked element, another shape, or another dtype.
     """
     mask, x = _select(x, mask)
-    if len(mask):
-        check_rows(mask, "mask")
+    check_rows(mask, "mask")
     count = mask.sum()
     n = count.clamp(min=1)
     mean = x.sum() / n
@@ -123,8 +122,7 @@ def masked_whiten(
     """
     _, mean, var = masked_moments(x, mask) if stats is None else stats
     mask, x = _select(x, mask)
-    if len(mask):
-        check_rows(mask, "mask")
+    check_rows(mask, "mask")
     mean, var = mean.to(x), var.to(x)
     whitened = (x - mean) * torch.rsqrt(var + VARIANCE_FLOOR)
     return zero_outside(mask, whitened if shift_mean else whitened + mean)

@@ -1,0 +1,103 @@
+"""What to do with labels in doubt, given their preference strength (Wang et al. 2024, section 2).
+
+`ranking.preference_strength` gives the strength: the mean gap over models. These functions choose
+pairs and change labels; `ranking.pairwise_loss` takes the targets and margins.
+Shapes: P pairs, M models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.algos.checks import (
+    check_floating,
+    check_range,
+    check_rank,
+    check_same_shape,
+    compute_dtype,
+    widen,
+)
+
+
+def weakest(
+    strength_P: Tensor, *, fraction: float | None = None, threshold: float | None = None
+) -> Tensor:
+    """Marks the pairs of least strength: floor(fraction·P) of them, or those below a threshold.
+
+    Among equals the one that comes first is taken first.
+
+    Returns: bool [P].
+    Raises: ValueError unless exactly one of fraction (in [0, 1]) and threshold is given; for NaN,
+        another rank or dtype.
+    """
+    strength_P = _strength(strength_P)
+    if fraction is None and threshold is not None:
+        return strength_P < threshold
+    if fraction is None or threshold is not None:
+        raise ValueError(
+            f"fraction is {fraction} and threshold is {threshold}; give exactly one of them"
+        )
+    check_range(0, 1, fraction=fraction)
+    weak_P = torch.zeros(len(strength_P), dtype=torch.bool, device=strength_P.device)
+    count = int(fraction * len(strength_P) + 1e-9)
+    weak_P[strength_P.argsort(stable=True)[:count]] = True
+    return weak_P
+
+
+def flip_labels(chosen_P: Tensor, rejected_P: Tensor, flip_P: Tensor) -> tuple[Tensor, Tensor]:
+    """(chosen_P, rejected_P) with the two exchanged where flip_P is True.
+
+    Works on scores as on row numbers: any two tensors [P] of one dtype.
+    Raises: ValueError unless flip_P is bool, or for another shape.
+    """
+    check_rank(1, chosen_P=chosen_P)
+    check_same_shape(chosen_P=chosen_P, rejected_P=rejected_P, flip_P=flip_P)
+    if flip_P.dtype != torch.bool:
+        raise ValueError(f"flip_P has dtype {flip_P.dtype}; pass flip_P.bool()")
+    return torch.where(flip_P, rejected_P, chosen_P), torch.where(flip_P, chosen_P, rejected_P)
+
+
+def soft_targets(gaps_MP: Tensor) -> Tensor:
+    """q = mean over models of σ(gap): how probable they hold the label to be, [P].
+
+    Raises: ValueError for no models, another rank or dtype.
+    """
+    check_floating(gaps_MP=gaps_MP)
+    check_rank(2, gaps_MP=gaps_MP)
+    if not len(gaps_MP):
+        raise ValueError("gaps_MP has no rows; give the gaps of one model at least")
+    return gaps_MP.to(compute_dtype(gaps_MP)).sigmoid().mean(0)
+
+
+def smoothed_targets(weak_P: Tensor, *, label_smoothing: float) -> Tensor:
+    """q = 1 − α where the pair is weak, 1 elsewhere: smoothing for doubtful pairs only, [P].
+
+    Raises: ValueError unless weak_P is bool [P] and α lies in [0, 1].
+    """
+    check_rank(1, weak_P=weak_P)
+    check_range(0, 1, label_smoothing=label_smoothing)
+    if weak_P.dtype != torch.bool:
+        raise ValueError(f"weak_P has dtype {weak_P.dtype}; pass weak_P.bool()")
+    return 1 - label_smoothing * weak_P.float()
+
+
+def strength_margins(
+    strength_P: Tensor, *, scale: float = 1.0, limit: float = float("inf")
+) -> Tensor:
+    """Adaptive margin: scale·μ̂, clipped to [−limit, limit], [P].
+
+    Negative where the label is doubted, so that the pair asks for less.
+    Raises: ValueError for a limit that is not positive, NaN, another rank or dtype.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}; it must be positive")
+    return (_strength(strength_P) * scale).clamp(-limit, limit)
+
+
+def _strength(strength_P: Tensor) -> Tensor:
+    (strength_P,) = widen(strength_P=strength_P)
+    check_rank(1, strength_P=strength_P)
+    if bool(strength_P.isnan().any()):
+        raise ValueError("strength_P holds NaN; some model gave no finite score")
+    return strength_P
