@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import xxhash
 
-STEP_BITS, PROMPT_BITS, SAMPLE_BITS = 20, 30, 12
-TRAIN, HELDOUT = 0, 1
+SPLIT_BITS, STEP_BITS, PROMPT_BITS, SAMPLE_BITS = 2, 19, 30, 12
+TRAIN, HELDOUT, CALIBRATION = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,16 +32,18 @@ class RolloutKey:
 def rollout_id(key: RolloutKey) -> int:
     """The int64 id of a rollout; ids of one step sort by prompt, then by sample.
 
-    Raises ValueError where a part does not fit: 2^20 steps, 2^30 prompts, 2^12 samples.
+    Raises ValueError where a part does not fit: 2^19 steps, 2^30 prompts, 2^12 samples.
     """
     for name, value, bits in (
-        ("split", key.split, 1),
+        ("split", key.split, SPLIT_BITS),
         ("step", key.step, STEP_BITS),
         ("prompt_id", key.prompt_id, PROMPT_BITS),
         ("sample_index", key.sample_index, SAMPLE_BITS),
     ):
         if not 0 <= value < 1 << bits:
-            raise ValueError(f"{name} {value} does not fit a rollout id: it is 0 to {(1 << bits) - 1}")
+            raise ValueError(
+                f"{name} {value} does not fit a rollout id: it is 0 to {(1 << bits) - 1}"
+            )
     packed = (key.split << STEP_BITS) | key.step
     packed = (packed << PROMPT_BITS) | key.prompt_id
     return (packed << SAMPLE_BITS) | key.sample_index

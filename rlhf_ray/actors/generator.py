@@ -1,0 +1,168 @@
+"""The generator actor: an engine on its own thread, fed with shards, loaded with versions it pulls."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from rlhf_ray.data import schemas
+from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, sampling_seed
+from rlhf_ray.generators.engine_thread import EngineThread
+from rlhf_ray.generators.protocol import Completion, Generator, Request, Sampling
+from rlhf_ray.generators.registry import BACKENDS
+from rlhf_ray.weights.buckets import Manifest
+from rlhf_ray.weights.object_store import pull
+
+# Largest difference of a probe's log-probs, in nats, between the learner and an engine that holds the
+# same weights. A stale or missing tensor is two orders of magnitude above.
+PROBE_TOLERANCE = {"float32": 2e-2, "bfloat16": 0.5}
+LAST_WORDS = 1.0  # seconds that a failing engine's error has to reach its callers
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSpec:
+    """What a generator is made of; the same for all of a run."""
+
+    backend: str
+    model_path: str
+    sampling: Sampling
+    dtype: str
+    kv_cache_mb: int
+    max_prompt_tokens: int
+    run_seed: int
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One shard to generate: which rollouts, from which prompts."""
+
+    keys: tuple[RolloutKey, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMeta:
+    """What the driver knows of a finished shard. seconds: from order to last token."""
+
+    rows: int
+    tokens: int
+    seconds: float
+    oldest: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """A heartbeat. silent_s: seconds since the engine's own thread last came round."""
+
+    silent_s: float
+    in_flight: int
+    tokens: int
+    version: Version | None
+    pid: int
+    node: str
+
+
+class GeneratorActor:
+    """Thin shell: see EngineThread for who runs what."""
+
+    def __init__(self, name: str, spec: GeneratorSpec) -> None:
+        self.name, self.spec = name, spec
+        self.version: Version | None = None
+        self._thread = EngineThread(self._make_engine, on_failure=self._die)
+
+    def ready(self) -> Vitals:
+        """Wait until the engine is up."""
+        self._thread.started.result()
+        return self.beat()
+
+    def beat(self) -> Vitals:
+        """How the engine's thread is."""
+        return Vitals(
+            silent_s=self._thread.silent_for(),
+            in_flight=self._thread.in_flight(),
+            tokens=self._thread.tokens,
+            version=self.version,
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+        )
+
+    def load(self, manifest: Manifest, bucket_refs: list[ray.ObjectRef]) -> Version:
+        """Pull a version, verify it, load it between two steps, and reproduce its probes."""
+        tensors = pull(manifest, bucket_refs)
+
+        def load(engine: Generator) -> None:
+            engine.load(manifest.version, tensors)
+            if not engine.has_work():
+                check_probes(engine, manifest)
+
+        self._thread.call(load)
+        self.version = manifest.version
+        return manifest.version
+
+    def generate(self, order: Order) -> tuple[pa.Table, ShardMeta]:
+        """Write every response of `order`; the table's rows are in its order."""
+        began = time.monotonic()
+        requests = [
+            Request(rollout_id(key), prompt, sampling_seed(self.spec.run_seed, key))
+            for key, prompt in zip(order.keys, order.prompts, strict=True)
+        ]
+        completions = self._thread.generate(requests)
+        rows = [
+            _row(key, request, completion, self.name)
+            for key, request, completion in zip(order.keys, requests, completions, strict=True)
+        ]
+        oldest = min(Version(*row["version_spans"][1:3]) for row in rows)
+        tokens = sum(len(completion.response_token_ids) for completion in completions)
+        meta = ShardMeta(len(rows), tokens, time.monotonic() - began, oldest)
+        return schemas.rollout_table(rows), meta
+
+    def abort(self, keys: Sequence[RolloutKey]) -> None:
+        """Forget the rollouts of a shard that was taken back."""
+        self._thread.abort([rollout_id(key) for key in keys])
+
+    def _make_engine(self) -> Generator:
+        return BACKENDS[self.spec.backend].make(self.spec)
+
+    def _die(self, error: BaseException) -> None:
+        """An engine that failed is in an unknown state: its process ends, the driver makes another."""
+        print(f"{self.name}: the engine failed: {type(error).__name__}: {error}", flush=True)
+        threading.Timer(LAST_WORDS, os._exit, args=(1,)).start()
+
+
+class ProbeMismatch(RuntimeError):
+    """An engine does not reproduce the learner's log-probs: it does not hold the version it claims."""
+
+
+def check_probes(engine: Generator, manifest: Manifest) -> None:
+    """Raise ProbeMismatch unless `engine` gives the log-probs that the manifest was published with."""
+    if not manifest.probes:
+        return
+    found = engine.token_logprobs([probe.token_ids for probe in manifest.probes])
+    for probe, logprobs in zip(manifest.probes, found, strict=True):
+        worst = float(np.abs(np.asarray(probe.logprobs) - logprobs).max())
+        limit = PROBE_TOLERANCE[manifest.dtype]
+        if not worst <= limit:
+            raise ProbeMismatch(
+                f"version {manifest.version}: a probe's log-probs are {worst:.3g} nats off "
+                f"(limit {limit}): the weights that were loaded are not those that were published"
+            )
+
+
+def _row(key: RolloutKey, request: Request, completion: Completion, generator: str) -> dict:
+    return {
+        "rollout_id": request.rollout_id,
+        "prompt_id": key.prompt_id,
+        "sample_index": key.sample_index,
+        "prompt_token_ids": request.prompt_token_ids,
+        "response_token_ids": completion.response_token_ids,
+        "behaviour_logprobs": completion.behaviour_logprobs,
+        "finish_reason": completion.finish_reason,
+        "version_spans": list(completion.version_spans),
+        "generator": generator,
+    }

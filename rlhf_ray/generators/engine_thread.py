@@ -1,0 +1,155 @@
+"""The one thread that owns an engine: it steps it, and runs everybody else's calls between steps.
+
+So requests batch continuously, a call never waits for a batch to end, and the heartbeat is the
+thread's own: it stops when the engine wedges.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_ray.generators.protocol import Completion, Generator, Request
+
+IDLE_BEAT = 0.2  # seconds between beats of an idle engine
+
+
+@dataclass
+class _Shard:
+    """Requests that were submitted together, answered together."""
+
+    missing: set[int]
+    future: Future
+    done: dict[int, Completion] = field(default_factory=dict)
+
+
+class EngineThread:
+    """Runs `make()` and steps the engine it returns until `close`.
+
+    on_failure: called once with the exception that ended the engine, after every caller got it.
+    """
+
+    def __init__(
+        self, make: Callable[[], Generator], *, on_failure: Callable[[BaseException], None]
+    ) -> None:
+        self._make, self._on_failure = make, on_failure
+        self._commands: queue.SimpleQueue[tuple[Callable[[Generator], Any], Future] | None]
+        self._commands = queue.SimpleQueue()
+        self._shards: dict[int, _Shard] = {}
+        self._failure: BaseException | None = None
+        self._beat = time.monotonic()
+        self.tokens = 0
+        self.started: Future = Future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[Generator], Any]) -> Any:
+        """Run `function(engine)` between two steps and return what it returns."""
+        return self._send(function).result()
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete `requests`; returns when all of them are done, in the order given."""
+        shard = _Shard({request.rollout_id for request in requests}, Future())
+
+        def submit(engine: Generator) -> None:
+            engine.submit(requests)
+            self._shards.update(dict.fromkeys(shard.missing, shard))
+
+        self._send(submit).result()
+        done = shard.future.result()
+        return [done[request.rollout_id] for request in requests]
+
+    def abort(self, rollout_ids: Sequence[int]) -> None:
+        """Forget these rollouts; who waits for them gets CancelledError."""
+
+        def forget(engine: Generator) -> None:
+            engine.abort(rollout_ids)
+            for rollout_id in rollout_ids:
+                shard = self._shards.pop(rollout_id, None)
+                if shard is not None:
+                    shard.future.cancel()
+
+        self.call(forget)
+
+    def silent_for(self) -> float:
+        """Seconds since the thread last came round."""
+        return time.monotonic() - self._beat
+
+    def in_flight(self) -> int:
+        """Rollouts that are being generated or wait to be."""
+        return len(self._shards)
+
+    def close(self) -> None:
+        """End the engine after the step that runs now."""
+        self._commands.put(None)
+        self._thread.join(timeout=10)
+
+    def _send(self, function: Callable[[Generator], Any]) -> Future:
+        if self._failure is not None:
+            raise RuntimeError(f"the engine has failed: {self._failure}") from self._failure
+        future: Future = Future()
+        self._commands.put((function, future))
+        return future
+
+    def _run(self) -> None:
+        try:
+            engine = self._make()
+            self.started.set_result(None)
+            while self._serve(engine):
+                self._step(engine)
+            engine.close()
+        except BaseException as error:  # noqa: BLE001 - whatever ends the engine ends its process
+            self._fail(error)
+
+    def _serve(self, engine: Generator) -> bool:
+        """Run the commands that wait; block a little where there is nothing else to do."""
+        block = not engine.has_work()
+        while True:
+            self._beat = time.monotonic()
+            try:
+                command = self._commands.get(block=block, timeout=IDLE_BEAT)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            self._execute(engine, *command)
+            block = False
+
+    def _execute(
+        self, engine: Generator, function: Callable[[Generator], Any], future: Future
+    ) -> None:
+        try:
+            future.set_result(function(engine))
+        except ValueError as error:  # a refused request: the engine itself is whole
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+
+    def _step(self, engine: Generator) -> None:
+        if not engine.has_work():
+            return
+        for completion in engine.step():
+            shard = self._shards.pop(completion.rollout_id, None)
+            if shard is None:
+                continue
+            self.tokens += len(completion.response_token_ids)
+            shard.done[completion.rollout_id] = completion
+            shard.missing.discard(completion.rollout_id)
+            if not shard.missing:
+                shard.future.set_result(shard.done)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        if not self.started.done():
+            self.started.set_exception(error)
+        for shard in self._shards.values():
+            if not shard.future.done():
+                shard.future.set_exception(error)
+        while not self._commands.empty():
+            if (command := self._commands.get()) is not None:
+                command[1].set_exception(error)
+        self._on_failure(error)

@@ -1,0 +1,176 @@
+"""Who owes which rollouts: every shard is leased, committed and consumed once. Pure Python.
+
+PENDING → LEASED → COMMITTED → SCORED → consumed. A lease goes back to PENDING on death, deadline or
+drain; a commit is idempotent, and one under a lease or incarnation that is no longer current is refused.
+"""
+
+import enum
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_ray.data.ids import HELDOUT, RolloutKey, Version
+
+
+class ShardState(enum.StrEnum):
+    """How far a shard has come."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    COMMITTED = "committed"
+    SCORED = "scored"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """One iteration's rollouts, or one evaluation's."""
+
+    split: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to generate one shard, until `deadline`."""
+
+    lease_id: int
+    batch: BatchKey
+    shard: int
+    generator: str
+    version: Version
+    deadline: float
+
+
+@dataclass
+class Shard:
+    """Some prompts of a batch with all their samples, and what has become of them."""
+
+    keys: tuple[RolloutKey, ...]
+    state: ShardState = ShardState.PENDING
+    lease: Lease | None = None
+    payload: Any = None
+    scores: Any = None
+
+
+@dataclass
+class Ledger:
+    """All batches that are open, in the order in which they will be consumed."""
+
+    incarnation: int = 0
+    counts: Counter = field(default_factory=Counter)
+    _batches: dict[BatchKey, list[Shard]] = field(default_factory=dict)
+    _leases: dict[int, Lease] = field(default_factory=dict)
+    _consumed: set[BatchKey] = field(default_factory=set)
+    _next_lease: int = 0
+
+    def open(self, batch: BatchKey, shards: Sequence[Sequence[RolloutKey]]) -> None:
+        """Ask for a batch; AssertionError where it is open already."""
+        assert batch not in self._batches, f"{batch} is open already"
+        self._batches[batch] = [Shard(tuple(keys)) for keys in shards]
+
+    def is_open(self, batch: BatchKey) -> bool:
+        """Whether `batch` was asked for and not yet consumed."""
+        return batch in self._batches
+
+    def lease(
+        self, generator: str, version: Version, *, deadline: float, max_staleness: int
+    ) -> Lease | None:
+        """The first pending shard that `version` may serve (see `may_serve`), or None."""
+        for batch, index, shard in self._shards():
+            if shard.state is ShardState.PENDING and may_serve(version, batch, max_staleness):
+                lease = Lease(self._next_lease, batch, index, generator, version, deadline)
+                self._next_lease += 1
+                self._leases[lease.lease_id] = lease
+                shard.state, shard.lease = ShardState.LEASED, lease
+                return lease
+        return None
+
+    def keys(self, lease: Lease) -> tuple[RolloutKey, ...]:
+        """The rollouts that `lease` is for."""
+        return self._batches[lease.batch][lease.shard].keys
+
+    def commit(self, lease: Lease, incarnation: int, payload: Any) -> bool:
+        """Take a finished shard. False, and counted, where the lease is no longer current."""
+        if self._leases.get(lease.lease_id) is not lease or incarnation != self.incarnation:
+            self.counts["refused"] += 1
+            return False
+        shard = self._batches[lease.batch][lease.shard]
+        del self._leases[lease.lease_id]
+        shard.state, shard.payload = ShardState.COMMITTED, payload
+        self.counts["committed"] += len(shard.keys)
+        return True
+
+    def score(self, batch: BatchKey, index: int, scores: Any) -> None:
+        """Note the scores of a committed shard."""
+        shard = self._batches[batch][index]
+        assert shard.state is ShardState.COMMITTED, f"{batch} shard {index} is {shard.state}"
+        shard.state, shard.scores = ShardState.SCORED, scores
+
+    def release(self, lease: Lease) -> None:
+        """Hand a lease back: its shard is pending again. Nothing where it is no longer current."""
+        if self._leases.pop(lease.lease_id, None) is None:
+            return
+        shard = self._batches[lease.batch][lease.shard]
+        shard.state, shard.lease = ShardState.PENDING, None
+        self.counts["requeued"] += len(shard.keys)
+
+    def lose(self, batch: BatchKey, index: int) -> None:
+        """A committed shard's rows are gone (its node died): it is to be had again from its ids."""
+        shard = self._batches[batch][index]
+        if shard.state in (ShardState.COMMITTED, ShardState.SCORED):
+            self.counts["committed"] -= len(shard.keys)
+            self.counts["requeued"] += len(shard.keys)
+            self._batches[batch][index] = Shard(shard.keys)
+
+    def held_by(self, generator: str) -> list[Lease]:
+        """The leases of one generator."""
+        return [lease for lease in self._leases.values() if lease.generator == generator]
+
+    def expired(self, now: float) -> list[Lease]:
+        """The leases past their deadline."""
+        return [lease for lease in self._leases.values() if now > lease.deadline]
+
+    def is_ready(self, batch: BatchKey) -> bool:
+        """Whether every shard of `batch` is scored."""
+        return all(shard.state is ShardState.SCORED for shard in self._batches[batch])
+
+    def unfinished(self, batch: BatchKey) -> Counter:
+        """How many shards of `batch` are in each state."""
+        return Counter(shard.state for shard in self._batches[batch])
+
+    def pending(self) -> int:
+        """Shards that wait for a generator."""
+        return sum(shard.state is ShardState.PENDING for _, _, shard in self._shards())
+
+    def consume(self, batch: BatchKey) -> list[Shard]:
+        """Close a ready batch and return its shards in order. Twice in one lineage is counted."""
+        assert self.is_ready(batch), f"{batch} is not ready: {self.unfinished(batch)}"
+        shards = self._batches.pop(batch)
+        rows = sum(len(shard.keys) for shard in shards)
+        self.counts["consumed"] += rows
+        self.counts["duplicated"] += rows if batch in self._consumed else 0
+        self._consumed.add(batch)
+        return shards
+
+    def reset(self, incarnation: int, step: int) -> None:
+        """The learner went back to the checkpoint before `step`: what is open or newer is void."""
+        for batch in list(self._batches):
+            self.counts["voided"] += sum(len(shard.keys) for shard in self._batches.pop(batch))
+        self._leases.clear()
+        self._consumed = {batch for batch in self._consumed if batch.step < step}
+        self.incarnation = incarnation
+
+    def _shards(self) -> Iterator[tuple[BatchKey, int, Shard]]:
+        for batch, shards in self._batches.items():
+            for index, shard in enumerate(shards):
+                yield batch, index, shard
+
+
+def may_serve(version: Version, batch: BatchKey, max_staleness: int) -> bool:
+    """Whether rollouts of `version` are fresh enough: step − version.step ≤ max_staleness.
+
+    An evaluation is of one version and no other.
+    """
+    lag = batch.step - version.step
+    return lag == 0 if batch.split == HELDOUT else lag <= max_staleness

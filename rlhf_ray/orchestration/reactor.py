@@ -1,0 +1,162 @@
+"""The driver's one event loop: every remote call it waits for is here, with a deadline and a name.
+
+One thread, no locks. While the driver waits for one thing (an update, a publish) it goes on serving
+all others (dispatch, scores, heartbeats, scaling), because every wait runs through `pump`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic functions run again
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a remote call ended: with a value, or with the error that it or its actor died of."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Wait:
+    """One remote call in flight."""
+
+    ref: Any
+    who: str
+    what: str
+    since: float
+    deadline: float
+    then: Callable[[Outcome], None]
+
+
+@dataclass(slots=True)
+class Periodic:
+    """A function that runs between waits, every `seconds`."""
+
+    seconds: float
+    call: Callable[[float], None]
+    due: float = 0.0
+
+
+def ray_wait(refs: Sequence[Any], timeout: float) -> list[Any]:
+    """The refs that are ready, within `timeout` seconds; nothing is fetched."""
+    ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
+    if not ready and timeout > 0:
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout, fetch_local=False)
+    return ready
+
+
+class Reactor:
+    """Waits for remote calls and runs what follows from each. Clock and waiting can be simulated."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[Sequence[Any], float], list[Any]] = ray_wait,
+        get: Callable[[Any], Any] = ray.get,
+    ) -> None:
+        self.clock = clock
+        self._wait, self._get = wait, get
+        self._waits: dict[Any, Wait] = {}
+        self._periodic: list[Periodic] = []
+
+    def every(self, seconds: float, call: Callable[[float], None]) -> None:
+        """Run `call(now)` every `seconds`, whatever the driver waits for."""
+        self._periodic.append(Periodic(seconds, call))
+
+    def when(
+        self,
+        ref: Any,
+        then: Callable[[Outcome], None],
+        *,
+        who: str,
+        what: str,
+        timeout: float,
+    ) -> None:
+        """Run `then` once `ref` is there or failed; past the deadline it gets a TimeoutError."""
+        now = self.clock()
+        self._waits[ref] = Wait(ref, who, what, now, now + timeout, then)
+
+    def forget(self, who: str) -> None:
+        """Stop waiting for anything that `who` owes."""
+        self._waits = {ref: wait for ref, wait in self._waits.items() if wait.who != who}
+
+    def result(self, ref: Any, *, who: str, what: str, timeout: float) -> Any:
+        """The value of `ref`, serving everything else meanwhile. Raises what the call raised."""
+        box: list[Outcome] = []
+        self.when(ref, box.append, who=who, what=what, timeout=timeout)
+        self.pump_until(lambda: bool(box))
+        if box[0].error is not None:
+            raise box[0].error
+        return box[0].value
+
+    def results(self, refs: Sequence[Any], *, who: str, what: str, timeout: float) -> list[Any]:
+        """The values of `refs`, in order; the first error ends the wait."""
+        boxes: list[Outcome | None] = [None] * len(refs)
+        for i, ref in enumerate(refs):
+
+            def put(outcome: Outcome, i: int = i) -> None:
+                boxes[i] = outcome
+
+            self.when(ref, put, who=f"{who}[{i}]", what=what, timeout=timeout)
+        self.pump_until(lambda: all(boxes) or any(box and box.error for box in boxes))
+        for box in boxes:
+            if box is not None and box.error is not None:
+                raise box.error
+        return [box.value for box in boxes if box is not None]
+
+    def pump_until(self, done: Callable[[], bool]) -> None:
+        """Serve everything until `done()`."""
+        while not done():
+            self.pump(TICK)
+
+    def pump(self, timeout: float) -> None:
+        """Serve what is ready now, else wait up to `timeout` seconds for something to be."""
+        now = self.clock()
+        for periodic in self._periodic:
+            if now >= periodic.due:
+                periodic.due = now + periodic.seconds
+                periodic.call(now)
+        if self._waits:
+            for ref in self._wait(list(self._waits), timeout):
+                self._settle(ref)
+        elif timeout > 0:
+            self._wait_idle(timeout)
+        self._expire()
+
+    def oldest(self) -> list[Wait]:
+        """What is waited for, longest first: where a stalled run stands."""
+        return sorted(self._waits.values(), key=lambda wait: wait.since)
+
+    def _wait_idle(self, timeout: float) -> None:
+        time.sleep(timeout)
+
+    def _settle(self, ref: Any) -> None:
+        wait = self._waits.pop(ref, None)
+        if wait is None:  # forgotten by what an earlier ref of the same round set off
+            return
+        try:
+            outcome = Outcome(value=self._get(ref))
+        except RayError as error:
+            outcome = Outcome(error=_cause(error))
+        wait.then(outcome)
+
+    def _expire(self) -> None:
+        now = self.clock()
+        for wait in [wait for wait in self._waits.values() if now > wait.deadline]:
+            if self._waits.pop(wait.ref, None) is not None:
+                late = f"{wait.who} did not finish `{wait.what}` in {wait.deadline - wait.since:.0f} s"
+                wait.then(Outcome(error=TimeoutError(late)))
+
+
+def _cause(error: RayError) -> Exception:
+    """The exception that a remote function raised, as one of its own class; else Ray's own error."""
+    as_cause = getattr(error, "as_instanceof_cause", None)
+    return as_cause() if as_cause else error
