@@ -1,4 +1,4 @@
-"""Identity of a rollout and the seed that follows from it: who computes a rollout does not change it."""
+"""Identity of a rollout and the seed that follows from it: who computes it changes nothing."""
 
 from dataclasses import dataclass
 

@@ -40,7 +40,7 @@ def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def ref_columns(rollout_ids: pa.Array, ref_logprobs: Sequence[np.ndarray]) -> pa.Table:
-    """What the reference scorer returns: `rollout_id`, `ref_logprobs` (one float32 a response token)."""
+    """What the reference scorer returns: `rollout_id`, `ref_logprobs` (float32, one a token)."""
     return pa.table(
         {
             "rollout_id": rollout_ids,
@@ -50,8 +50,12 @@ def ref_columns(rollout_ids: pa.Array, ref_logprobs: Sequence[np.ndarray]) -> pa
 
 
 def score_columns(rollout_ids: pa.Array, columns: Mapping[str, np.ndarray]) -> pa.Table:
-    """What a reward scorer returns: `rollout_id` and float32 columns `score`, `score/<component>`."""
-    arrays = {name: pa.array(np.asarray(x, dtype=np.float32)) for name, x in columns.items()}
+    """What a reward scorer returns: `rollout_id`, `score`, `score_valid`, `score/<component>`.
+
+    float32; masks (bool) become uint8.
+    """
+    dtypes = {name: np.uint8 if x.dtype == bool else np.float32 for name, x in columns.items()}
+    arrays = {name: pa.array(x.astype(dtypes[name])) for name, x in columns.items()}
     return pa.table({"rollout_id": rollout_ids, **arrays}).replace_schema_metadata(_METADATA)
 
 
@@ -65,7 +69,7 @@ def list_column(parts: Sequence[np.ndarray], value_type: pa.DataType) -> pa.List
 
 
 def check(table: pa.Table, required: Sequence[str]) -> None:
-    """Raise ValueError unless `table` has this schema version, the columns asked for, and no nulls."""
+    """Raise ValueError unless `table` has this schema version, the columns, and no nulls."""
     version = (table.schema.metadata or {}).get(b"rlhf_ray.schema")
     if version != VERSION:
         raise ValueError(
@@ -119,7 +123,7 @@ def views(table: pa.Table, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _alias(values: np.ndarray) -> torch.Tensor:
-    """A tensor on `values`' own memory; torch warns of read-only arrays, which is what is meant here."""
+    """A tensor on `values`' own memory; torch warns of read-only arrays, which is meant here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)

@@ -1,0 +1,66 @@
+"""Conversations: messages checked, rendered with a chat template, or merged into a transcript."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.rows import RowFault, text_of
+
+Messages = tuple[tuple[str, str], ...]  # (role, text), in order
+ChatTemplate = Literal["auto", "always", "never"]
+
+ROLE_KEYS = ("role", "from")
+TEXT_KEYS = ("content", "text", "value")
+
+
+def as_message(value: Any) -> tuple[str, str]:
+    """(role, text) of `{role, text}`, `{role, content}`, `{from, content}` or `{from, value}`."""
+    if not isinstance(value, Mapping):
+        raise RowFault(f"a message is an object with role and content; this one is {value!r:.60}")
+    roles = [key for key in ROLE_KEYS if value.get(key) is not None]
+    texts = [key for key in TEXT_KEYS if value.get(key) is not None]
+    if len(roles) != 1 or len(texts) != 1:
+        raise RowFault(
+            f"a message has one of {ROLE_KEYS} and one of {TEXT_KEYS}; this one has "
+            f"{sorted(map(str, value))}"
+        )
+    role = text_of(value[roles[0]], f"{roles[0]!r} of a message")
+    return role, text_of(value[texts[0]], f"{texts[0]!r} of a message")
+
+
+def as_messages(value: Any) -> Messages:
+    """Messages of a list of them; RowFault where it is none or empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise RowFault("a conversation is a list of at least one message")
+    return tuple(as_message(message) for message in value)
+
+
+def transcript(messages: Messages) -> str:
+    r"""`"\n\n<role>: <text>"` for each message, end to end (the form of hh-rlhf)."""
+    return "".join(f"\n\n{role}: {text}" for role, text in messages)
+
+
+def render(
+    prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate
+) -> str:
+    """The text that the model reads before it answers.
+
+    With a template (auto: where the tokenizer has one) a text is the user's message. Without one a
+    text stays as it is, and messages become a transcript that ends with the answerer's role.
+    """
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template == "always" and not has_template:
+        raise ValueError(
+            f"data.chat_template is always, and the tokenizer {tokenizer.name_or_path!r} has no "
+            f"chat template: set --data.chat-template auto"
+        )
+    if chat_template == "never" or not has_template:
+        return prompt if isinstance(prompt, str) else transcript(prompt) + "\n\nassistant:"
+    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+    rendered: str = tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return rendered
