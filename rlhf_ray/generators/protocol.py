@@ -44,6 +44,10 @@ class Completion:
     version_spans: tuple[int, ...]
 
 
+class EngineDead(RuntimeError):
+    """A load broke off half-way: weights and caches are undefined, so the process must end."""
+
+
 class Generator(Protocol):
     """An engine. Requests batch continuously: submit at any time between steps."""
 

@@ -1,0 +1,27 @@
+"""What a generator's process must have in its environment before it imports its engine."""
+
+
+def vllm_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process that runs vLLM with `threads` threads; Ray's `env_vars`.
+
+    The engine core stays in the process (no child to lose), nothing is compiled (the first request
+    would wait 18 s for it), no thread is pinned (two engines on one machine would pin themselves to
+    the same cores), and nothing is reported or looked up on the net. OMP_NUM_THREADS is the only
+    way to set threads: vLLM makes `torch.set_num_threads` do nothing.
+    """
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def torch_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process that generates with plain torch."""
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,228 @@
+"""vLLM's engine core in this process, stepped by its caller; the only file that knows vLLM.
+
+Private behaviours of vLLM 0.32 that this file relies on, or works around, are held down by
+tests/contracts/test_generators.py. The process needs `environment.vllm_environment` before it
+imports this file.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from rlhf_ray.data.ids import Version
+from rlhf_ray.generators.flight import Flight, check_room
+from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
+from rlhf_ray.generators.state import state_layout
+
+BLOCK_SIZE = 32  # tokens of a cache block; the CPU's default of 128 would hide stale prefixes
+MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step; a prompt is never split (`_engine_args`)
+
+# Architectures whose loader in vLLM refuses `lm_head.weight`: their tied head is repacked instead.
+HEADLESS_LOADERS = frozenset({"bloom"})
+
+
+class VLLMGenerator:
+    """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling."""
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        sampling: Sampling,
+        version: Version,
+        dtype: str = "float32",
+        max_model_len: int,
+        max_num_seqs: int = 128,
+        kv_cache_mb: int = 512,
+        tensor_parallel: int = 1,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._sampling, self._version = sampling, version
+        self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
+        self._layout = state_layout(model_path, trust_remote_code=trust_remote_code)
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=model_path,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(MIN_BATCHED_TOKENS, max_model_len),
+                block_size=BLOCK_SIZE,
+                kv_cache_memory_bytes=kv_cache_mb << 20,
+                # A seeded request whose prompt is split over two steps crashes the CPU sampler.
+                enable_chunked_prefill=False,
+                enable_prefix_caching=True,
+                # Raw log-probs would be those before the temperature.
+                logprobs_mode="processed_logprobs",
+                # A step's tokens must be those of the weights that are there when it returns.
+                async_scheduling=False,
+                enforce_eager=True,
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+            )
+        )
+        self._core = self._engine.engine_core
+        self._queue: deque[Request] = deque()
+        self._flights: dict[str, Flight] = {}
+        self._loads = 0
+        self._usable = True
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue `requests`. ValueError for a prompt that leaves no room for a response."""
+        for request in requests:
+            check_room(request, self._sampling, self._max_model_len)
+        self._queue.extend(requests)
+
+    def has_work(self) -> bool:
+        """Whether any request is queued or in flight."""
+        return bool(self._queue or self._flights)
+
+    def step(self) -> list[Completion]:
+        """Advance all requests in flight by about one token each; return those that finished."""
+        self._check_usable()
+        while self._queue and len(self._flights) < self._max_num_seqs:
+            self._start(self._queue.popleft())
+        finished = []
+        for output in self._core.get_output().outputs:
+            flight = self._flights.get(output.request_id)
+            if flight is not None and self._advance(flight, output):
+                del self._flights[output.request_id]
+                finished.append(flight.completion(self._sampling))
+        return finished
+
+    def abort(self, rollout_ids: Sequence[int]) -> None:
+        """Forget these requests; unknown ids are ignored."""
+        gone = set(rollout_ids)
+        self._queue = deque(r for r in self._queue if r.rollout_id not in gone)
+        keys = [k for k, f in self._flights.items() if f.request.rollout_id in gone]
+        self._core.abort_requests(keys)
+        for key in keys:
+            del self._flights[key]
+
+    def load(self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights between two steps. Requests in flight go on under the new ones.
+
+        Raises ValueError for tensors that are not this model's, all of them and of its shapes;
+        nothing is changed then. After any exception from vLLM itself the engine is dead.
+        """
+        self._check_usable()
+        state = self._layout.complete(tensors)
+        self._usable = False  # an exception from here on leaves half a model behind
+        headless = self._layout.model_type in HEADLESS_LOADERS
+        weights = [(n, t) for n, t in state.items() if not (headless and n == "lm_head.weight")]
+        self._core.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if headless:
+            self._engine.apply_model(_repack_head)
+        self._usable = True
+        self._version, self._loads = version, self._loads + 1
+        self._restart_unsampled()
+        if not self._flights:
+            assert self._core.reset_prefix_cache(), "an idle engine kept its prefix cache"
+
+    def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
+
+        Raises ValueError for a sequence of no token, or of more than the engine's length less one
+        (it has to sample a token of its own), and while requests are in flight.
+        """
+        self._check_usable()
+        if self.has_work():
+            raise ValueError("token_logprobs while requests are in flight: finish or abort them")
+        too_long = max(map(len, sequences), default=1)
+        if too_long >= self._max_model_len or not all(map(len, sequences)):
+            raise ValueError(
+                f"token_logprobs takes sequences of 1 to {self._max_model_len - 1} tokens, "
+                f"one has {0 if not all(map(len, sequences)) else too_long}"
+            )
+        # vLLM reads no cached prefix for a request that wants the log-probs of its prompt.
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        for index, sequence in enumerate(sequences):
+            self._core.add_request(self._core_request(f"score-{index}", sequence, params))
+        found: dict[str, np.ndarray] = {}
+        while len(found) < len(sequences):
+            for output in self._core.get_output().outputs:
+                prompt = output.new_prompt_logprobs_tensors
+                found[output.request_id] = (
+                    np.empty(0, np.float32) if prompt is None else prompt.logprobs[:, 0].numpy()
+                )
+        return [found[f"score-{index}"] for index in range(len(sequences))]
+
+    def close(self) -> None:
+        """Free the engine and any process it started."""
+        self._usable = False
+        self._core.shutdown()
+
+    def _check_usable(self) -> None:
+        if not self._usable:
+            raise EngineDead(
+                f"the engine of version {self._version} is closed, or broke in the middle of a "
+                f"load: end this process and start another generator"
+            )
+
+    def _start(self, request: Request) -> None:
+        """Hand one request to vLLM; its own seed alone decides its tokens."""
+        sampling = self._sampling
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            stop_token_ids=[] if sampling.ignore_eos else [sampling.eos_token_id],
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+        )
+        key = str(request.rollout_id)
+        self._flights[key] = Flight(request)
+        self._core.add_request(self._core_request(key, request.prompt_token_ids, params))
+
+    def _core_request(
+        self, key: str, token_ids: Sequence[int], params: SamplingParams
+    ) -> EngineCoreRequest:
+        """A request whose cached prefixes are only ever those of the weights it starts under."""
+        return EngineCoreRequest(
+            request_id=key,
+            external_req_id=key,
+            prompt_token_ids=list(token_ids),
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=f"{self._version}/{self._loads}",
+            data_parallel_rank=None,
+        )
+
+    def _advance(self, flight: Flight, output: EngineCoreOutput) -> bool:
+        """Record what one step gave `flight`; whether that ended it."""
+        if output.new_token_ids:
+            assert output.new_logprobs is not None
+            logprobs = output.new_logprobs.logprobs[:, 0].tolist()
+            for token, logprob in zip(output.new_token_ids, logprobs, strict=True):
+                flight.add(token, logprob, self._version)
+        return output.finish_reason is not None
+
+    def _restart_unsampled(self) -> None:
+        """Start again those in flight that have no token yet.
+
+        They carry the old version's salt: their prompts would be read from, or added to, the keys
+        and values of the old weights, although every token of theirs is the new version's.
+        """
+        waiting = [key for key, flight in self._flights.items() if not flight.tokens]
+        self._core.abort_requests(waiting)
+        for key in waiting:
+            self._start(self._flights.pop(key).request)
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """Pack a tied head anew from the embedding that it shares (the CPU's GEMM keeps a copy)."""
+    head = model.lm_head
+    head.quant_method.process_weights_after_loading(head)
