@@ -188,6 +188,8 @@ class Rollout:
     """Prompts leased to a generator at a time; all samples of a prompt go together."""
     ignore_eos: bool = False
     """Sample exactly `max_response_tokens` (benchmarks)."""
+    max_in_flight: int = 256
+    """Responses that a generator works on at a time."""
     kv_cache_mb: int = 512
     """Memory of the engine's key-value cache."""
 
@@ -280,9 +282,11 @@ class Cluster:
     """Ranks of the learner group."""
     threads: int | None = None
     """Threads of each compute role. None: the node's cores (roles alternate, so they share)."""
-    generator_cpus: float = 1.0
+    scorers: int = 1
+    """Scorer actors of each kind: reference and reward."""
+    generator_cpus: float = 0.5
     """CPUs that a generator reserves in Ray."""
-    learner_cpus: float = 1.0
+    learner_cpus: float = 0.5
     """CPUs that a learner rank reserves in Ray."""
     scorer_cpus: float = 0.0
     """CPUs that a scorer reserves in Ray."""

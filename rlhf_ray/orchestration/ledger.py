@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.data.ids import HELDOUT, RolloutKey, Version
+from rlhf_ray.data.ids import HELDOUT, TRAIN, RolloutKey, Version
 
 
 class ShardState(enum.StrEnum):
@@ -51,6 +51,11 @@ class Shard:
     lease: Lease | None = None
     payload: Any = None
     scores: Any = None
+
+    @property
+    def rows(self) -> int:
+        """Rollouts of training; evaluations are not counted."""
+        return sum(key.split == TRAIN for key in self.keys)
 
 
 @dataclass
@@ -98,7 +103,7 @@ class Ledger:
         shard = self._batches[lease.batch][lease.shard]
         del self._leases[lease.lease_id]
         shard.state, shard.payload = ShardState.COMMITTED, payload
-        self.counts["committed"] += len(shard.keys)
+        self.counts["committed"] += shard.rows
         return True
 
     def score(self, batch: BatchKey, index: int, scores: Any) -> None:
@@ -113,14 +118,14 @@ class Ledger:
             return
         shard = self._batches[lease.batch][lease.shard]
         shard.state, shard.lease = ShardState.PENDING, None
-        self.counts["requeued"] += len(shard.keys)
+        self.counts["requeued"] += shard.rows
 
     def lose(self, batch: BatchKey, index: int) -> None:
         """A committed shard's rows are gone (its node died): it is to be had again from its ids."""
         shard = self._batches[batch][index]
         if shard.state in (ShardState.COMMITTED, ShardState.SCORED):
-            self.counts["committed"] -= len(shard.keys)
-            self.counts["requeued"] += len(shard.keys)
+            self.counts["committed"] -= shard.rows
+            self.counts["requeued"] += shard.rows
             self._batches[batch][index] = Shard(shard.keys)
 
     def held_by(self, generator: str) -> list[Lease]:
@@ -147,7 +152,7 @@ class Ledger:
         """Close a ready batch and return its shards in order. Twice in one lineage is counted."""
         assert self.is_ready(batch), f"{batch} is not ready: {self.unfinished(batch)}"
         shards = self._batches.pop(batch)
-        rows = sum(len(shard.keys) for shard in shards)
+        rows = sum(shard.rows for shard in shards)
         self.counts["consumed"] += rows
         self.counts["duplicated"] += rows if batch in self._consumed else 0
         self._consumed.add(batch)
@@ -156,7 +161,7 @@ class Ledger:
     def reset(self, incarnation: int, step: int) -> None:
         """The learner went back to the checkpoint before `step`: what is open or newer is void."""
         for batch in list(self._batches):
-            self.counts["voided"] += sum(len(shard.keys) for shard in self._batches.pop(batch))
+            self.counts["voided"] += sum(shard.rows for shard in self._batches.pop(batch))
         self._leases.clear()
         self._consumed = {batch for batch in self._consumed if batch.step < step}
         self.incarnation = incarnation

@@ -1,0 +1,127 @@
+"""Checkpoints on disk: complete or absent. Written aside, synced, renamed; a damaged one is named.
+
+```
+checkpoints/step-000010/
+  meta.json          what the driver must know to go on: step, incarnation, counts
+  manifest.json      size and xxh3 of every file, written last
+  learner/…          what the learner group wrote (see learners/state.py)
+```
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+_NAME = re.compile(r"step-(\d{6,})")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint. `meta["step"]` is the next step to do."""
+
+    path: Path
+    meta: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, below `directory`."""
+
+    def __init__(self, directory: Path, *, keep: int, log: Callable[[str], None]) -> None:
+        self._directory, self._keep, self._log = directory, keep, log
+
+    def write(self, step: int, meta: dict[str, Any], fill: Callable[[Path], None]) -> Path:
+        """Make the checkpoint of `step`: `fill(path)` writes the learners' part.
+
+        Raises OSError, with the earlier checkpoints whole, where the disk is full or read-only.
+        """
+        final = self._directory / f"step-{step:06d}"
+        aside = self._directory / f".step-{step:06d}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            (aside / "learner").mkdir(parents=True)
+            fill(aside / "learner")
+            (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            manifest = {str(p.relative_to(aside)): _fingerprint(p) for p in _files(aside)}
+            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _sync(aside)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(aside, final)
+            _sync_directory(self._directory)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(
+                f"checkpoint {final} could not be written: {error.strerror or error}; the earlier "
+                f"ones are whole. Free space or mend the directory, then go on with --resume"
+            ) from error
+        self._prune()
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole. Damaged ones are named in the log and passed over."""
+        for path in sorted(self._paths(), reverse=True):
+            fault = self._fault(path)
+            if fault is None:
+                meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+                return Checkpoint(path, meta)
+            self._log(f"checkpoint {path} is damaged ({fault}): using the one before it")
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        if not self._directory.is_dir():
+            return []
+        return [p for p in self._directory.iterdir() if _NAME.fullmatch(p.name)]
+
+    def _fault(self, path: Path) -> str | None:
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            for name, expected in manifest.items():
+                if _fingerprint(path / name) != expected:
+                    return f"{name} is not what was written"
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    def _prune(self) -> None:
+        for path in sorted(self._paths())[: -self._keep]:
+            shutil.rmtree(path)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.rglob("*")) if p.is_file())
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "xxh3": digest.hexdigest()}
+
+
+def _sync(directory: Path) -> None:
+    """Have every file and directory below `directory` on the disk before it gets its name."""
+    for path in _files(directory):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in (directory, *(p for p in directory.rglob("*") if p.is_dir())):
+        _sync_directory(path)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

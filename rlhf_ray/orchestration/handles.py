@@ -1,0 +1,69 @@
+"""Generators as Ray actors, each in a placement group of its own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group
+
+from rlhf_ray.actors.generator import GeneratorActor, GeneratorSpec, Order
+from rlhf_ray.data.ids import RolloutKey
+from rlhf_ray.generators.registry import BACKENDS
+from rlhf_ray.orchestration.placement import Share, within
+from rlhf_ray.orchestration.pool import Published
+
+CALLS_AT_ONCE = 64  # shards, heartbeats and loads that wait in an actor's threads at a time
+
+
+class RayGenerator:
+    """A generator actor. One death is final: the pool decides what follows, not Ray."""
+
+    def __init__(self, name: str, spec: GeneratorSpec, share: Share, threads: int, run: str) -> None:
+        self._group = placement_group([share.bundle()], strategy="PACK")
+        self._actor = (
+            ray.remote(GeneratorActor)
+            .options(
+                name=f"{run}-{name}",
+                num_cpus=share.cpus,
+                num_gpus=share.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=CALLS_AT_ONCE,
+                scheduling_strategy=within(self._group),
+                runtime_env={"env_vars": BACKENDS[spec.backend].environment(threads)},
+            )
+            .remote(name, spec)
+        )
+
+    def ready(self) -> Any:
+        """Resolves to Vitals once the engine is up."""
+        return self._actor.ready.remote()
+
+    def beat(self) -> Any:
+        """Resolves to Vitals."""
+        return self._actor.beat.remote()
+
+    def load(self, published: Published) -> Any:
+        """Resolves to the version once it is loaded and verified."""
+        return self._actor.load.remote(published.manifest, list(published.buckets))
+
+    def generate(self, order: Order) -> tuple[Any, Any]:
+        """(table, meta): the table stays where it was made, the meta comes to the driver."""
+        table, meta = self._actor.generate.options(num_returns=2).remote(order)
+        return table, meta
+
+    def abort(self, keys: Sequence[RolloutKey]) -> Any:
+        """Resolves when the rollouts are forgotten."""
+        return self._actor.abort.remote(list(keys))
+
+    def kill(self) -> None:
+        """End the process and give back what it reserved."""
+        ray.kill(self._actor, no_restart=True)
+        ray.util.remove_placement_group(self._group)
+
+
+def spawner(
+    spec: GeneratorSpec, share: Share, *, threads: int, run: str
+) -> Callable[[str], RayGenerator]:
+    """A function that makes the generator of a given name."""
+    return lambda name: RayGenerator(name, spec, share, threads, run)

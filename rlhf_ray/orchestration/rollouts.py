@@ -1,0 +1,143 @@
+"""Rollouts on request: opens batches in the ledger, scores what is committed, hands over what is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import ObjectLostError
+
+from rlhf_ray.actors.generator import Order, ShardMeta
+from rlhf_ray.data.ids import CALIBRATION, HELDOUT, TRAIN, RolloutKey
+from rlhf_ray.data.prompts import Prompt, batch_of_step
+from rlhf_ray.orchestration.ledger import BatchKey, Lease, Ledger
+from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.scorers import ScorerPools
+
+
+@dataclass
+class Batch:
+    """References to one batch's scored shards: (rollouts, ref columns, score columns) each."""
+
+    key: BatchKey
+    shards: list[tuple[Any, Any, Any]]
+    rows: int
+    tokens: int
+    generate_seconds: float
+    wait_seconds: float
+
+
+@dataclass
+class _Progress:
+    """What is known of a batch on its way."""
+
+    opened: float
+    committed: float | None = None
+    rows: int = 0
+    tokens: int = 0
+    shards: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """samples: responses to a prompt. shard_prompts: prompts leased at a time."""
+
+    prompts: int
+    samples: int
+    shard_prompts: int
+    run_seed: int
+
+
+class RolloutService:
+    """What the loop asks for rollouts; the generator pool and the scorers do the work."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        ledger: Ledger,
+        scorers: ScorerPools,
+        *,
+        train: Sequence[Prompt],
+        heldout: Sequence[Prompt],
+        shape: BatchShape,
+        timeout: float,
+    ) -> None:
+        self._reactor, self._ledger, self._scorers = reactor, ledger, scorers
+        self._prompts = {TRAIN: train, HELDOUT: heldout, CALIBRATION: train}
+        self._shape, self._timeout = shape, timeout
+        self._progress: dict[BatchKey, _Progress] = {}
+        self._requested = -1
+
+    def start_at(self, step: int) -> None:
+        """The next step to be asked for is `step`; what was asked for before is void."""
+        self._requested = step - 1
+        self._progress.clear()
+
+    def request(self, until: int) -> None:
+        """Open the batches of all steps up to `until`."""
+        for step in range(self._requested + 1, until + 1):
+            shape = self._shape
+            ids = batch_of_step(len(self._prompts[TRAIN]), shape.prompts, shape.run_seed, step)
+            self._open(BatchKey(TRAIN, step), ids, shape.samples)
+            self._requested = step
+
+    def take(self, step: int) -> Batch:
+        """This step's rollouts, once they are all scored; everything else is served meanwhile."""
+        return self._take(BatchKey(TRAIN, step))
+
+    def sample_once(self, split: int, step: int, prompts: int) -> Batch:
+        """One response to each of the first `prompts` prompts of a split, under version `step`."""
+        key = BatchKey(split, step)
+        self._open(key, range(min(prompts, len(self._prompts[split]))), 1)
+        return self._take(key)
+
+    def order_of(self, keys: tuple[RolloutKey, ...]) -> Order:
+        """The prompts of some rollouts."""
+        return Order(keys, tuple(self._prompts[k.split][k.prompt_id].token_ids for k in keys))
+
+    def on_commit(self, lease: Lease, table: Any, meta: ShardMeta) -> None:
+        """A shard is committed: have it scored while others are still being generated."""
+        progress = self._progress[lease.batch]
+        progress.rows += meta.rows
+        progress.tokens += meta.tokens
+        progress.committed = self._reactor.clock()
+        self._scorers.score(
+            table,
+            what=f"shard {lease.shard} of step {lease.batch.step}",
+            timeout=self._timeout,
+            then=lambda columns, error: self._on_scored(lease, table, columns, error),
+        )
+
+    def _on_scored(
+        self, lease: Lease, table: Any, columns: tuple[Any, Any], error: Exception | None
+    ) -> None:
+        if not self._ledger.is_open(lease.batch):
+            return  # voided by a return to a checkpoint
+        if isinstance(error, ObjectLostError):
+            self._ledger.lose(lease.batch, lease.shard)
+        elif error is not None:
+            raise error
+        else:
+            self._ledger.score(lease.batch, lease.shard, (table, *columns))
+
+    def _open(self, key: BatchKey, prompt_ids: Sequence[int], samples: int) -> None:
+        size = self._shape.shard_prompts
+        ids = list(prompt_ids)
+        shards = [
+            [RolloutKey(key.split, key.step, p, s) for p in ids[i : i + size] for s in range(samples)]
+            for i in range(0, len(ids), size)
+        ]
+        self._ledger.open(key, shards)
+        self._progress[key] = _Progress(self._reactor.clock())
+
+    def _take(self, key: BatchKey) -> Batch:
+        began = self._reactor.clock()
+        self._reactor.pump_until(lambda: self._ledger.is_ready(key))
+        progress = self._progress.pop(key)
+        return Batch(
+            key=key,
+            shards=[shard.scores for shard in self._ledger.consume(key)],
+            rows=progress.rows,
+            tokens=progress.tokens,
+            generate_seconds=(progress.committed or began) - max(progress.opened, 0.0),
+            wait_seconds=self._reactor.clock() - began,
+        )
