@@ -43,7 +43,7 @@ class FunctionReward:
             )
         if processes < 1 or timeout_s <= 0:
             raise ValueError(
-                f"reward function {target!r} has processes {processes} and timeout_s {timeout_s:g}: "
+                f"function {target!r} has processes {processes} and timeout_s {timeout_s:g}; "
                 f"both must be above 0"
             )
         self.target, self._processes = target, processes
@@ -118,7 +118,9 @@ class FunctionReward:
 
 
 def _call(batch: Responses, start: int, stop: int) -> Call:
-    return Call(prompts=list(batch.prompts[start:stop]), responses=list(batch.responses[start:stop]))
+    return Call(
+        prompts=list(batch.prompts[start:stop]), responses=list(batch.responses[start:stop])
+    )
 
 
 def _single(outcome: Outcome | None) -> float | str:

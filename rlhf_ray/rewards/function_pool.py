@@ -108,9 +108,10 @@ class FunctionPool:
             raise
 
     def run(self, calls: Sequence[Call], *, stop_at_fault: bool = False) -> list[Outcome | None]:
-        """Outcomes in the order of `calls`. With `stop_at_fault`: None for those not begun after one."""
+        """Outcomes in the order of `calls`. `stop_at_fault`: None for those not begun after one."""
         outcomes: list[Outcome | None] = [None] * len(calls)
-        idle, busy, begun, stop = list(range(len(self._workers))), {}, 0, False
+        idle, begun, stop = list(range(len(self._workers))), 0, False
+        busy: dict[int, int] = {}  # worker -> the call it makes
         try:
             while busy or (begun < len(calls) and not stop):
                 while idle and begun < len(calls) and not stop:

@@ -2,7 +2,7 @@
 
 python -m rlhf_ray.rewards.function_worker CONNECTION_FD PARENT_PID module:function
 
-Started by `function_pool`, never by hand. Imports Python's own library alone, so that it starts fast.
+Started by `function_pool`, never by hand. It imports Python's own library alone, to start fast.
 What crosses the connection is plain (strings and floats), so nothing of the user's is unpickled.
 """
 
@@ -37,8 +37,8 @@ def load(target: str) -> Callable[..., Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module was found; what it imports itself was not
         raise ValueError(
-            f"there is no module {error.name!r} in {os.getcwd()!r} or on the Python path: start the "
-            f"run in the module's directory, or add that directory to PYTHONPATH"
+            f"there is no module {error.name!r} in {os.getcwd()!r} or on the Python path: start "
+            f"the run in the module's directory, or add that directory to PYTHONPATH"
         ) from None
     function = getattr(module, function_name, None)
     if not callable(function):

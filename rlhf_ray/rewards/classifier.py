@@ -1,0 +1,93 @@
+"""Any AutoModelForSequenceClassification as a reward: it reads prompt + response, as text."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_ray.models.loading import load_config, source_options
+from rlhf_ray.rewards.micro_batches import Compute, score_rows
+from rlhf_ray.rewards.protocol import Responses, Scores
+from rlhf_ray.rewards.trained import longest_input
+
+
+class ClassifierReward:
+    """`path`: directory or name. One logit is the score; of several, the log-odds of `label`.
+
+    Log-odds: logit_label − logsumexp(the other logits), or logit_label alone where each label is a
+    question of its own (`problem_type: multi_label_classification`). label None: the last class.
+    Its own tokenizer with its own special tokens, no chat template; a text longer than the model is
+    cut from the left. The log-odds are computed in float32.
+
+    ValueError where there is no such model, its head was never trained, or it lacks the label.
+    """
+
+    def __init__(self, path: str, compute: Compute, *, label: int | None = None) -> None:
+        trust = compute.trust_remote_code
+        config = load_config(path, trust_remote_code=trust)
+        self._label = _checked_label(path, label, config)
+        self._multi_label = config.problem_type == "multi_label_classification"
+        options = source_options(path, trust_remote_code=trust)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        pads = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        self._pad = next(token_id for token_id in pads if token_id is not None)
+        config.pad_token_id = self._pad  # by it a decoder's classifier finds the last token
+        model = _load(path, config, compute.dtype, options)
+        self._model, self._compute = model.to(compute.device).eval(), compute
+        self._max_tokens = longest_input(model, self._tokenizer)
+
+    def __call__(self, batch: Responses) -> Scores:
+        """float32 scores, all valid; they may be non-finite, which the combination refuses."""
+        scores = score_rows(
+            self.token_ids(batch), self._score, pad_token_id=self._pad, compute=self._compute
+        )
+        return Scores(scores=scores, valid=np.ones(len(batch), dtype=bool))
+
+    def token_ids(self, batch: Responses) -> list[np.ndarray]:
+        """What the model reads: int32 rows, one a response."""
+        texts = [p + r for p, r in zip(batch.prompts, batch.responses, strict=True)]
+        if not texts:
+            return []
+        self._tokenizer.truncation_side = "left"
+        rows = self._tokenizer(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
+        return [np.array(row or [self._pad], dtype=np.int32) for row in rows]
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _score(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=input_ids_BT, attention_mask=attention_mask_BT.long())
+        logits_BC = output.logits.float()
+        chosen_B = logits_BC[:, self._label]
+        if logits_BC.shape[1] == 1 or self._multi_label:
+            return chosen_B
+        others = [c for c in range(logits_BC.shape[1]) if c != self._label]
+        return chosen_B - logits_BC[:, others].logsumexp(dim=1)
+
+
+def _load(path: str, config: Any, dtype: torch.dtype, options: dict[str, bool]) -> Any:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no sequence classifier could be loaded from {path}: {str(error).splitlines()[0]}"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{path} holds {', '.join(config.architectures or ['no architecture'])} and lacks "
+            f"weights of a classifier ({', '.join(missing[:3])}): its scores would be random; give "
+            f"a model that was trained as a sequence classifier"
+        )
+    return model
+
+
+def _checked_label(path: str, label: int | None, config: Any) -> int:
+    if label is not None and not 0 <= label < config.num_labels:
+        raise ValueError(
+            f"classifier {path} has no label {label}: it has {config.num_labels}, "
+            f"{dict(config.id2label)}; set label of this source to one of these numbers"
+        )
+    return config.num_labels - 1 if label is None else label

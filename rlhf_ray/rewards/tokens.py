@@ -1,0 +1,72 @@
+"""Prompt and response as the token ids of a reward model, never as those of another tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.tokenise import tokenise_pairs
+from rlhf_ray.rewards.protocol import Responses
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for two tokenizers exactly if every id means the same to both.
+
+    SHA-256 over all (token, id) pairs, added and special tokens among them, and which ids begin and
+    end a text. (What pads is left out: padding is never attended.)
+    """
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), ends])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def same_ids(batch: Responses, *, max_tokens: int, eos_token_id: int | None) -> list[np.ndarray]:
+    """The policy's own ids, prompt + response, int32 rows cut to `max_tokens`."""
+    pairs = zip(batch.prompt_token_ids, batch.response_token_ids, strict=True)
+    return [
+        cut(prompt, response, max_tokens=max_tokens, eos_token_id=eos_token_id)
+        for prompt, response in pairs
+    ]
+
+
+def cut(
+    prompt: Sequence[int], response: Sequence[int], *, max_tokens: int, eos_token_id: int | None
+) -> np.ndarray:
+    """int32, at most `max_tokens`: cut from the prompt's left, then from the response's right.
+
+    An EOS that ends the response stays.
+    """
+    prompt, response = list(prompt), list(response)
+    if len(response) > max_tokens:
+        ended = response[-1] == eos_token_id
+        response = response[: max_tokens - 1] + response[-1:] if ended else response[:max_tokens]
+    prompt = prompt[max(0, len(prompt) + len(response) - max_tokens) :]
+    return np.array(prompt + response, dtype=np.int32)
+
+
+def retokenised(
+    batch: Responses,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    policy_eos_token_id: int | None,
+) -> list[np.ndarray]:
+    """The text in the ids of `tokenizer`, as in the reward model's training; int32 rows, cut alike.
+
+    Its EOS is appended to the responses that the policy ended with its own.
+    """
+    ended = [bool(r) and r[-1] == policy_eos_token_id for r in batch.response_token_ids]
+    rows: dict[int, np.ndarray] = {}
+    for append_eos in (True, False):
+        indices = [i for i, has_eos in enumerate(ended) if has_eos == append_eos]
+        tokenised = tokenise_pairs(
+            tokenizer,
+            [batch.prompts[i] for i in indices],
+            [batch.responses[i] for i in indices],
+            max_tokens=max_tokens,
+            append_eos=append_eos,
+        )
+        rows |= zip(indices, tokenised.token_ids, strict=True)
+    return [rows[i] for i in range(len(batch))]

@@ -1,0 +1,82 @@
+"""A reward model trained here: it reads the policy's tokens where both have the same tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.reward_model import RewardModel
+from rlhf_ray.rewards.micro_batches import Compute, score_rows
+from rlhf_ray.rewards.protocol import Responses, Scores
+from rlhf_ray.rewards.tokens import fingerprint, retokenised, same_ids
+
+
+class TrainedReward:
+    """The reward model and the tokenizer in directory `path`. Raw scores, uncalibrated.
+
+    Where its tokenizer is not the policy's (`tokens.fingerprint`), the text is tokenised again: a
+    foreign id never reaches the model. An input longer than the model is cut from the left of the
+    prompt. ValueError where the directory holds no reward model.
+    """
+
+    def __init__(
+        self, path: Path, policy_tokenizer: PreTrainedTokenizerBase, compute: Compute
+    ) -> None:
+        trust = compute.trust_remote_code
+        model = RewardModel.from_pretrained(path, dtype=compute.dtype, trust_remote_code=trust)
+        self._model, self._compute = model.to(compute.device), compute
+        self._tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        self._policy_eos = policy_tokenizer.eos_token_id
+        self._max_tokens = longest_input(model.backbone, self._tokenizer)
+        self._rows_of_embedding = model.backbone.get_input_embeddings().num_embeddings
+        self.retokenises = fingerprint(self._tokenizer) != fingerprint(policy_tokenizer)
+
+    def __call__(self, batch: Responses) -> Scores:
+        """float32 scores, all valid; they may be non-finite, which the combination refuses."""
+        scores = score_rows(
+            self.token_ids(batch),
+            self._model.score,
+            pad_token_id=self._tokenizer.pad_token_id,
+            compute=self._compute,
+        )
+        return Scores(scores=scores, valid=np.ones(len(batch), dtype=bool))
+
+    def token_ids(self, batch: Responses) -> list[np.ndarray]:
+        """What the model reads: int32 rows, one a response."""
+        if self.retokenises:
+            return retokenised(
+                batch,
+                self._tokenizer,
+                max_tokens=self._max_tokens,
+                policy_eos_token_id=self._policy_eos,
+            )
+        rows = same_ids(batch, max_tokens=self._max_tokens, eos_token_id=self._policy_eos)
+        largest = max((int(row.max()) for row in rows), default=0)
+        if largest >= self._rows_of_embedding:
+            raise ValueError(
+                f"the policy sampled token {largest}, which the reward model does not have (it has "
+                f"{self._rows_of_embedding}, its tokenizer {len(self._tokenizer)}): the policy's "
+                f"head is wider than its tokenizer; use the model that the reward model grew from"
+            )
+        return rows
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def longest_input(model: nn.Module, tokenizer: Any) -> int:
+    """Tokens the model takes: its positions, less those RoBERTa's kind keeps for padding."""
+    limits = [tokenizer.model_max_length]
+    if positions := getattr(model.config, "max_position_embeddings", None):
+        reserved = [
+            m.padding_idx + 1
+            for m in model.modules()
+            if isinstance(m, nn.Embedding)
+            and m.num_embeddings == positions
+            and m.padding_idx is not None
+        ]
+        limits.append(positions - max(reserved, default=0))
+    return int(min(limits))

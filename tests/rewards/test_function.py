@@ -1,0 +1,307 @@
+"""Reward functions that work, and every way in which one can go wrong, in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_ray.rewards.function import FunctionReward
+from rlhf_ray.rewards.protocol import Responses
+
+USER_MODULE = '''
+import os, re, subprocess, sys, time
+
+HELPER = None
+
+def length(prompts, responses):
+    return [len(p) + len(r) / 10 for p, r in zip(prompts, responses)]
+
+def as_array(prompts, responses):
+    import numpy as np
+    return np.array([len(r) for r in responses], dtype=np.float32)
+
+def yes_or_no(prompts, responses):
+    return (r == "yes" for r in responses)
+
+def pid(prompts, responses):
+    return [os.getpid()] * len(prompts)
+
+def prints(prompts, responses):
+    print("x" * 200_000)
+    return [1.0] * len(prompts)
+
+def faulty(prompts, responses):
+    """Each response says what goes wrong with it; any other gets its length."""
+    scores = []
+    for response in responses:
+        if response == "raise":
+            raise RuntimeError("no such thing")
+        if response == "exit":
+            sys.exit(3)
+        if response == "leave":
+            os._exit(0)
+        if response == "kill":
+            os.kill(os.getpid(), 9)
+        if response == "hang":
+            time.sleep(1e6)
+        if response == "spin":
+            re.match("(a+)+$", "a" * 60 + "b")
+        if response == "family":
+            child = subprocess.Popen(["sleep", "1000"])
+            open(os.environ["FAMILY"], "w").write(str(child.pid))
+            time.sleep(1e6)
+        bad = {"nan": float("nan"), "inf": -float("inf"), "big": 1e39, "text": "3.5", "none": None}
+        scores.append(bad.get(response, len(response)))
+    return scores
+
+def too_few(prompts, responses):
+    return [1.0] * (len(prompts) - 1)
+
+def one_for_all(prompts, responses):
+    return [1.0]
+
+def not_a_list(prompts, responses):
+    return 3.0
+
+def text(prompts, responses):
+    return "5" * len(prompts)
+
+def slow_together(prompts, responses):
+    time.sleep(0.2 * len(prompts))
+    return [float(len(r)) for r in responses]
+'''
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "user_rewards.py").write_text(USER_MODULE)
+    (tmp_path / "raises_on_import.py").write_text("1 / 0\n")
+    (tmp_path / "exits_on_import.py").write_text("import os; os._exit(7)\n")
+    (tmp_path / "needs_a_package.py").write_text("import no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def make() -> Iterator:
+    made: list[FunctionReward] = []
+
+    def make_one(function: str, **kwargs) -> FunctionReward:
+        made.append(FunctionReward(f"user_rewards:{function}", **kwargs))
+        return made[-1]
+
+    yield make_one
+    for one in made:
+        one.close()
+
+
+def batch(*responses: str) -> Responses:
+    prompts = [f"prompt {i}" for i in range(len(responses))]
+    ids = [[i] for i in range(len(responses))]
+    return Responses(ids, ids, prompts, responses)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie whose parent has yet to read its status does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_scores_come_in_the_order_of_the_batch(make, processes: int, count: int) -> None:
+    responses = ["x" * (count - i) for i in range(count)]
+    scores = make("length", processes=processes)(batch(*responses))
+    assert scores.scores.dtype == np.float32 and scores.valid.dtype == bool
+    assert scores.scores == pytest.approx([8 + (count - i) / 10 for i in range(count)])
+    assert scores.valid.all() and len(scores.valid) == count
+
+
+def test_arrays_generators_and_booleans_are_scores_too(make) -> None:
+    assert make("as_array")(batch("a", "bbb")).scores.tolist() == [1, 3]
+    assert make("yes_or_no")(batch("yes", "no")).scores.tolist() == [1, 0]
+
+
+def test_what_it_prints_does_not_disturb_the_scores(make) -> None:
+    assert make("prints")(batch("a", "b")).scores.tolist() == [1, 1]
+
+
+def test_processes_share_a_batch_and_stay(make) -> None:
+    reward = make("pid", processes=2)
+    first, second = (reward(batch(*"abcd")).scores.tolist() for _ in range(2))
+    assert set(first) == set(second) and len(set(first)) == 2
+    assert os.getpid() not in first
+
+
+FAULTS = {
+    "raise": r"raised RuntimeError: no such thing \(.*user_rewards.py, line ",
+    "exit": "raised SystemExit: 3",
+    "leave": r"ended its process \(exit code 0\)",
+    "kill": r"ended its process \(killed by signal 9\)",
+    "hang": "did not return within 0.3 s",
+    "spin": "did not return within 0.3 s",
+    "nan": "returned nan, which is not a finite float32",
+    "inf": "returned -inf, which is not a finite float32",
+    "big": r"returned 1e\+39, which is not a finite float32",
+    "text": "returned str '3.5', not a number",
+    "none": "returned NoneType None, not a number",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_named_and_survived(make, fault: str) -> None:
+    """One reward a policy, the faulty sample in the middle; afterwards it serves as before."""
+    for on_error, valid, score in [("fail", None, None), ("drop", False, 0), ("default", True, -2)]:
+        reward = make("faulty", timeout_s=0.3, on_error=on_error, default=-2.0)
+        if on_error == "fail":
+            with pytest.raises(ValueError, match=FAULTS[fault]) as caught:
+                reward(batch("ab", fault, "abc"))
+            for named in ("'user_rewards:faulty'", "'prompt 1'", repr(fault), "set on_error"):
+                assert named in str(caught.value)
+        else:
+            result = reward(batch("ab", fault, "abc"))
+            assert result.valid.tolist() == [True, valid, True]
+            assert result.scores.tolist() == [2, score, 3]
+        assert reward(batch("abcd")).scores.tolist() == [4]
+
+
+def test_the_first_fault_of_the_batch_is_named_whichever_process_meets_it(make) -> None:
+    reward = make("faulty", timeout_s=0.5, processes=2)
+    with pytest.raises(ValueError, match=r"did not return within 0\.5 s, for prompt 'prompt 1'"):
+        reward(batch("ab", "hang", "raise", "nan"))
+
+
+def test_a_hung_process_is_replaced_and_its_neighbour_is_not(make) -> None:
+    reward = make("faulty", timeout_s=0.5, processes=2, on_error="drop")
+    before = reward._pool.pids()
+    assert reward(batch("hang", "fine")).valid.tolist() == [False, True]
+    after = reward._pool.pids()
+    assert len(set(before) & set(after)) == 1
+    assert gone(list(set(before) - set(after)))
+
+
+def test_what_a_hung_function_started_dies_with_it(make, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FAMILY", str(tmp_path / "family"))
+    reward = make("faulty", timeout_s=1.0, on_error="drop")
+    assert reward(batch("family")).valid.tolist() == [False]
+    assert gone([int((tmp_path / "family").read_text())])
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        ("too_few", "returned 0 scores for 1 responses, for prompt 'prompt 0'"),
+        ("one_for_all", "returned 1 scores for 2 responses, .*must take any number"),
+        ("not_a_list", "returned float 3.0, not a list of 1 scores, for prompt 'prompt 0'"),
+        ("text", "returned str '5', not a list of 1 scores"),
+    ],
+)
+def test_the_wrong_number_or_kind_of_scores_fails(make, function: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        make(function)(batch("a", "b"))
+    if function != "one_for_all":
+        assert not make(function, on_error="drop")(batch("a", "b")).valid.any()
+
+
+def test_a_batch_too_slow_as_a_whole_is_scored_one_by_one(make) -> None:
+    result = make("slow_together", timeout_s=0.6)(batch("a", "bb", "ccc", "dddd"))
+    assert result.scores.tolist() == [1, 2, 3, 4] and result.valid.all()
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("no_such_module:f", "no module 'no_such_module' in .*PYTHONPATH"),
+        ("user_rewards.sub:f", "No module named 'user_rewards.sub'|no module 'user_rewards.sub'"),
+        ("user_rewards:no_such", "has no function 'no_such'; its functions are .*faulty.*length"),
+        ("user_rewards:HELPER", "has no function 'HELPER'"),
+        ("user_rewards", "not of the form module:function"),
+        (":f", "not of the form module:function"),
+        ("raises_on_import:f", "its module raised ZeroDivisionError: division by zero .*line 1"),
+        ("needs_a_package:f", "its module raised ModuleNotFoundError: .*'no_such_package'"),
+        ("exits_on_import:f", r"ended the process as it loaded \(exit code 7\)"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_refused_at_once(target: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault) as caught:
+        FunctionReward(target, processes=2)
+    assert target in str(caught.value)
+
+
+def test_a_function_on_the_python_path_is_found(tmp_path: Path, monkeypatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = FunctionReward("user_rewards:length")
+    assert reward(batch("a")).scores == pytest.approx([8.1])
+    reward.close()
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="processes 0"):
+        FunctionReward("user_rewards:length", processes=0)
+    with pytest.raises(ValueError, match="timeout_s 0"):
+        FunctionReward("user_rewards:length", timeout_s=0.0)
+
+
+def test_an_idle_process_that_was_killed_is_replaced(make) -> None:
+    reward = make("length", processes=2)
+    pids = reward._pool.pids()
+    os.kill(pids[0], signal.SIGKILL)
+    assert gone(pids[:1])
+    assert reward(batch("a", "b")).scores == pytest.approx([8.1, 8.1])
+
+
+def test_close_leaves_no_process(make) -> None:
+    reward = make("length", processes=3)
+    pids = reward._pool.pids()
+    assert all(map(alive, pids))
+    reward.close()
+    assert not any(map(alive, pids))
+    reward.close()
+
+
+PARENT = """
+import sys
+from rlhf_ray.rewards.function import FunctionReward
+from rlhf_ray.rewards.protocol import Responses
+reward = FunctionReward("user_rewards:faulty", processes=3, timeout_s=1000)
+print(*reward._pool.pids(), flush=True)
+reward(Responses([[1]] * 3, [[1]] * 3, ["p"] * 3, sys.argv[1].split()))
+"""
+
+
+@pytest.mark.parametrize(("blow", "end"), [(signal.SIGKILL, -9), (signal.SIGINT, -2)])
+def test_no_process_outlives_its_parent(blow: signal.Signals, end: int) -> None:
+    """Neither one that sleeps, nor one that never lets go of the interpreter, nor an idle one."""
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, "hang spin idle"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        text=True,
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 3 and all(map(alive, pids))
+    parent.send_signal(blow)
+    assert parent.wait(20) == end
+    parent.stdout.close()
+    assert gone(pids)
