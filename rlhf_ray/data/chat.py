@@ -41,6 +41,17 @@ def transcript(messages: Messages) -> str:
     return "".join(f"\n\n{role}: {text}" for role, text in messages)
 
 
+def uses_template(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> bool:
+    """Whether prompts are rendered. ValueError: `always`, and the tokenizer has none."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template == "always" and not has_template:
+        raise ValueError(
+            f"data.chat_template is always, and the tokenizer {tokenizer.name_or_path!r} has no "
+            f"chat template: set --data.chat-template auto"
+        )
+    return has_template and chat_template != "never"
+
+
 def render(
     prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate
 ) -> str:
@@ -49,13 +60,7 @@ def render(
     With a template (auto: where the tokenizer has one) a text is the user's message. Without one a
     text stays as it is, and messages become a transcript that ends with the answerer's role.
     """
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat_template == "always" and not has_template:
-        raise ValueError(
-            f"data.chat_template is always, and the tokenizer {tokenizer.name_or_path!r} has no "
-            f"chat template: set --data.chat-template auto"
-        )
-    if chat_template == "never" or not has_template:
+    if not uses_template(tokenizer, chat_template):
         return prompt if isinstance(prompt, str) else transcript(prompt) + "\n\nassistant:"
     messages = (("user", prompt),) if isinstance(prompt, str) else prompt
     rendered: str = tokenizer.apply_chat_template(

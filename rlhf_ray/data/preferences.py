@@ -1,0 +1,158 @@
+"""Ranked lists for the reward model: read from any usual form, mixed, and written."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.chat import ChatTemplate, render, uses_template
+from rlhf_ray.data.escapes import escape
+from rlhf_ray.data.ids import stable_hash
+from rlhf_ray.data.preference_formats import Parsed, parse_cells, parse_row
+from rlhf_ray.data.preference_split import leaks, split_lists
+from rlhf_ray.data.ranked_list import PreferenceSet, RankedList, has_pair
+from rlhf_ray.data.rows import BadRows, OnBadRow, Row, RowFault, read_rows
+
+__all__ = [
+    "PreferenceSet",
+    "RankedList",
+    "leaks",
+    "load_lists",
+    "split_lists",
+    "write_jsonl",
+    "write_tsv",
+]
+
+
+def load_lists(
+    path: str | Path,
+    *,
+    on_bad_row: OnBadRow = "fail",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    chat_template: ChatTemplate = "auto",
+    seed: int = 0,
+) -> PreferenceSet:
+    """Ranked lists of `path`: a file, a data set, or a mixture `a.tsv=2,b.jsonl=0.5`.
+
+    A weight is how often each list of that part is taken: 2 is twice, 0.5 every second one (which,
+    is decided by `seed`). With a tokenizer that has a chat template, prompts are rendered with it.
+    Raises ValueError for a bad row (unless skipped) and where a part holds no list.
+    """
+    bad = BadRows(on_bad_row)
+    lists: list[RankedList] = []
+    for name, weight in _parts(path):
+        found = list(_lists_of(name, bad, tokenizer, chat_template))
+        if not found:
+            raise ValueError(
+                f"{name} holds no ranked list ({bad.count} bad rows): give a file with lists in it"
+            )
+        lists += [one for one in found for _ in range(_copies(one, weight, seed))]
+    if not lists:
+        raise ValueError(f"{path}: the weights leave no list: raise one of them")
+    return PreferenceSet(tuple(lists), bad.count)
+
+
+def write_tsv(path: str | Path, lists: Iterable[RankedList]) -> None:
+    """One list a line, best first. ValueError for what the form cannot hold: a prompt or a tie."""
+    lines = []
+    for one in lists:
+        if one.prompt or len(set(one.ranks)) < len(one.ranks):
+            raise ValueError(
+                f"{one.source}:{one.line} has a prompt or a tie, which .tsv cannot hold: use .jsonl"
+            )
+        best_first = sorted(zip(one.ranks, one.responses, strict=True))
+        lines.append("\t".join(escape(text) for _, text in best_first))
+    _write(path, lines)
+
+
+def write_jsonl(path: str | Path, lists: Iterable[RankedList]) -> None:
+    """One list a line as `{prompt, responses, ranks}`, with annotator and time where known."""
+    lines = []
+    for one in lists:
+        row = {"prompt": one.prompt, "responses": one.responses, "ranks": one.ranks}
+        notes = {"annotator": one.annotator, "time": one.time}
+        row |= {key: value for key, value in notes.items() if value is not None}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    _write(path, lines)
+
+
+def _write(path: str | Path, lines: list[str]) -> None:
+    content = "".join(f"{line}\n" for line in lines)
+    # A reader drops one byte-order mark; a text that begins with that character keeps its own.
+    mark = "\ufeff" if content.startswith("\ufeff") else ""
+    Path(path).write_bytes((mark + content).encode("utf-8"))
+
+
+def _lists_of(
+    name: str,
+    bad: BadRows,
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat_template: ChatTemplate,
+) -> Iterator[RankedList]:
+    for row in read_rows(name, bad):
+        try:
+            parsed = parse_cells(row.value) if isinstance(row.value, str) else parse_row(row.value)
+            if not has_pair(parsed.responses, parsed.ranks):
+                raise RowFault("no two different responses have different ranks")
+            if tokenizer is not None:
+                parsed = _rendered(parsed, tokenizer, chat_template)
+        except RowFault as fault:
+            bad.add(row.source, row.line, str(fault))
+        else:
+            yield _list(parsed, row)
+
+
+def _list(parsed: Parsed, row: Row) -> RankedList:
+    return RankedList(
+        prompt=parsed.prompt,
+        responses=parsed.responses,
+        ranks=parsed.ranks,
+        source=row.source,
+        line=row.line,
+        annotator=parsed.annotator,
+        time=parsed.time,
+        group=parsed.group,
+    )
+
+
+def _rendered(
+    parsed: Parsed, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate
+) -> Parsed:
+    """`parsed` with its prompt as the tokenizer's chat template puts it, where one is in use."""
+    if not uses_template(tokenizer, chat_template) or not (parsed.turns or parsed.prompt):
+        return parsed
+    if not parsed.turns:
+        return replace(parsed, prompt=render(parsed.prompt, tokenizer, chat_template))
+    return replace(
+        parsed,
+        prompt=render(parsed.turns, tokenizer, chat_template),
+        responses=tuple(text.removeprefix(" ") for text in parsed.responses),
+    )
+
+
+def _parts(path: str | Path) -> list[tuple[str, float]]:
+    """Names and weights of `a.tsv=2,b.jsonl`; a path that exists is taken as it is."""
+    text = str(path)
+    if Path(text).exists() or not any(mark in text for mark in "=,"):
+        return [(text, 1.0)]
+    parts = []
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise ValueError(
+                f"{part!r} of the mixture {text!r} is not FILE or FILE=WEIGHT with a weight above 0"
+            )
+        parts.append((name, weight))
+    return parts
+
+
+def _copies(one: RankedList, weight: float, seed: int) -> int:
+    whole = int(weight)
+    return whole + (stable_hash(seed, "mix", one.source, one.line) < (weight - whole) * 2.0**63)
