@@ -1,0 +1,103 @@
+"""Every metric there is: name → unit, help, kind, phases. docs/metrics.md says how to read them.
+
+A name with `<…>` stands for a family: `score/<component>` covers `score/reward`, `score/polite`, …
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["sft", "rm", "ppo"]
+PHASES: tuple[Phase, ...] = ("sft", "rm", "ppo")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table. `kind` is `total` for what only grows during a run."""
+
+    unit: str
+    help: str
+    phases: tuple[Phase, ...] = ("ppo",)
+    kind: Literal["gauge", "total"] = "gauge"
+    tags: tuple[str, ...] = ()
+
+
+_ALL: tuple[Phase, ...] = PHASES
+_SFT: tuple[Phase, ...] = ("sft",)
+_RM: tuple[Phase, ...] = ("rm",)
+
+KEYS: dict[str, Metric] = {
+    "score/mean": Metric("score", "mean score of the iteration's responses"),
+    "score/std": Metric("score", "standard deviation of those scores"),
+    "score/<component>": Metric("score", "mean of one reward source", tags=("component",)),
+    "kl/mean_k1": Metric("nats/response", "KL to the reference: mean over responses of Σ k1"),
+    "kl/coef": Metric("score/nat", "β, the price of a nat of KL"),
+    "kl/efficiency": Metric("1", "rise of the score in its first std, over sqrt(2·KL)"),
+    "response/length": Metric("tokens", "mean length of a response"),
+    "response/eos_fraction": Metric("fraction", "responses that end with EOS"),
+    "entropy/mean": Metric("nats/token", "mean entropy of the policy, per response token"),
+    "loss/policy": Metric("1", "policy loss, mean per token over the update"),
+    "loss/value": Metric("score²", "value loss, mean per token over the update"),
+    "loss/entropy": Metric("nats/token", "entropy term of the loss"),
+    "policy/clip_fraction": Metric("fraction", "tokens where the clipped branch is the smaller"),
+    "policy/ratio_max": Metric("1", "largest probability ratio, new to old, of any token"),
+    "policy/approx_kl": Metric("nats/token", "k3 of the new policy to the one before the update"),
+    "value/explained_variance": Metric("fraction", "variance of the returns that values explain"),
+    "grad/norm": Metric("1", "norm of the policy's gradient over all ranks, before clipping"),
+    "grad/norm_critic": Metric("1", "norm of the critic's gradient over all ranks"),
+    "lr": Metric("1", "learning rate of the policy, or of the phase's model", phases=_ALL),
+    "advantage/mean": Metric("score", "mean advantage over tokens, before whitening"),
+    "advantage/std": Metric("score", "standard deviation of the advantages, before whitening"),
+    "tokens_per_s": Metric("tokens/s", "tokens of the step over its seconds", phases=_ALL),
+    "samples_per_s": Metric("responses/s", "responses of the iteration over its seconds"),
+    "time/generate": Metric("s", "generators at work on the iteration's rollouts"),
+    "time/score": Metric("s", "scoring that generation did not hide"),
+    "time/update": Metric("s", "log-probs, values, advantages and optimizer steps"),
+    "time/publish": Metric("s", "packing and publishing the new weights"),
+    "time/checkpoint": Metric("s", "writing a checkpoint"),
+    "time/evaluate": Metric("s", "evaluation on held-out prompts"),
+    "time/step": Metric("s", "the whole iteration, from request to report"),
+    "time/wait_rollouts": Metric("s", "driver waiting for rollouts"),
+    "staleness/mean": Metric("versions", "mean age of the rollouts' versions when consumed"),
+    "staleness/max": Metric("versions", "largest age of a rollout's version when consumed"),
+    "generators/serving": Metric("actors", "generators that serve"),
+    "generators/restarts": Metric("actors", "generators replaced so far", kind="total"),
+    "rollouts/requeued": Metric("rollouts", "rollouts asked for again so far", kind="total"),
+    "weights/bytes": Metric("bytes", "size of the published version"),
+    "weights/seconds": Metric("s", "from publish until every generator serves the version"),
+    "heldout/score": Metric("score", "mean score on held-out prompts, fixed seeds"),
+    "heldout/score_std": Metric("score", "standard deviation of the score on held-out prompts"),
+    "heldout/gold": Metric("score", "mean gold score on held-out prompts"),
+    "heldout/kl": Metric("nats/response", "KL to the reference on held-out prompts"),
+    "heldout/length": Metric("tokens", "mean length of a held-out response"),
+    "heldout/distinct2": Metric("fraction", "distinct bigrams among all of the held-out responses"),
+    "loss/lm": Metric("nats/token", "cross-entropy of the next token", phases=_SFT),
+    "perplexity": Metric("1", "exp of the cross-entropy", phases=_SFT),
+    "loss/rank": Metric("nats", "ranking loss", phases=_RM),
+    "pair_accuracy": Metric("fraction", "pairs ordered as the preference says", phases=_RM),
+    "exact_order": Metric("fraction", "lists ordered exactly as ranked", phases=_RM),
+    "kendall_tau": Metric("1", "mean Kendall τ-b of a list's scores and ranks", phases=_RM),
+    "gap/mean": Metric("score", "mean gap of the scores of a pair", phases=_RM),
+    "gap/std": Metric("score", "standard deviation of that gap", phases=_RM),
+    "calibration_error": Metric("fraction", "expected calibration error of σ(gap)", phases=_RM),
+    "pairs_per_s": Metric("pairs/s", "pairs of the step over its seconds", phases=_RM),
+}
+
+
+def row_of(name: str) -> tuple[str, str | None]:
+    """Key of `KEYS` that `name` belongs to, and the member's name where the key is a family.
+
+    `score/mean` → (`score/mean`, None); `score/polite` → (`score/<component>`, `polite`).
+
+    Raises:
+        ValueError: no row covers the name.
+    """
+    if name in KEYS:
+        return name, None
+    group, _, member = name.partition("/")
+    for key, metric in KEYS.items():
+        if member and metric.tags and key == f"{group}/<{metric.tags[0]}>":
+            return key, member
+    raise ValueError(
+        f"there is no metric {name!r}: add a row to rlhf_ray/observe/keys.py and one to "
+        f"docs/metrics.md, or use one of {', '.join(sorted(KEYS))}"
+    )
