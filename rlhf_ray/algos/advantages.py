@@ -56,8 +56,7 @@ def gae(
         response_mask_BT, rewards_BT=rewards_BT, values_BT=values_BT
     )
     deltas_BT = rewards_BT + gamma * _next_unmasked(values_BT, mask_BT) - values_BT
-    carried_BT = _discounted_sums(deltas_BT, mask_BT, gamma * lam)
-    advantages_BT = zero_outside(mask_BT, carried_BT)
+    advantages_BT = _discounted_sums(deltas_BT, mask_BT, gamma * lam)
     return advantages_BT, advantages_BT + values_BT
 
 
@@ -79,7 +78,7 @@ def reinforce_pp(
     """
     check_range(0, 1, gamma=gamma)
     mask_BT, (rewards_BT,) = select_tokens(response_mask_BT, rewards_BT=rewards_BT)
-    returns_BT = zero_outside(mask_BT, _discounted_sums(rewards_BT, mask_BT, gamma))
+    returns_BT = _discounted_sums(rewards_BT, mask_BT, gamma)
     return returns_BT, returns_BT
 
 
@@ -174,19 +173,20 @@ def _next_unmasked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def _discounted_sums(x_BT: Tensor, mask_BT: Tensor, discount: float) -> Tensor:
-    """S_t = x_t + discount·S_{t+1} where unmasked, S_{t+1} where masked, by doubling.
+    """S_t = x_t + discount·S_{t'} where unmasked, 0 where masked, by doubling.
 
+    A masked position hands on what comes after it as it is: it adds nothing and does not discount.
     After s steps S_t holds the terms of [t, t + 2^s) and decay_t their joint discount, so a length
     of T takes log2(T) steps, and what is summed in which order does not depend on the padding.
     """
-    sums_BT = x_BT
+    sums_BT = zero_outside(mask_BT, x_BT)
     decay_BT = torch.where(mask_BT, x_BT.new_tensor(discount), x_BT.new_ones(()))
     span = 1
     while span < x_BT.shape[1]:
         sums_BT = sums_BT + decay_BT * F.pad(sums_BT[:, span:], (0, span))
         decay_BT = decay_BT * F.pad(decay_BT[:, span:], (0, span), value=1.0)
         span *= 2
-    return sums_BT
+    return zero_outside(mask_BT, sums_BT)
 
 
 def _centred(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
