@@ -33,7 +33,8 @@ class GeneratorSpec:
     sampling: Sampling
     dtype: str
     kv_cache_mb: int
-    max_prompt_tokens: int
+    max_model_len: int
+    max_in_flight: int
     run_seed: int
     trust_remote_code: bool = False
 

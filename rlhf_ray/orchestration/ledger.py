@@ -6,7 +6,7 @@ drain; a commit is idempotent, and one under a lease or incarnation that is no l
 
 import enum
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,12 +158,19 @@ class Ledger:
         self._consumed.add(batch)
         return shards
 
-    def reset(self, incarnation: int, step: int) -> None:
-        """The learner went back to the checkpoint before `step`: what is open or newer is void."""
+    def reset(self, incarnation: int, step: int, surviving: Mapping[str, int]) -> None:
+        """The learner went back to the checkpoint before `step`: what is open or newer is void.
+
+        surviving: the counts of that checkpoint; what was committed or consumed since counts no more.
+        """
         for batch in list(self._batches):
             self.counts["voided"] += sum(shard.rows for shard in self._batches.pop(batch))
         self._leases.clear()
         self._consumed = {batch for batch in self._consumed if batch.step < step}
+        for name in ("committed", "consumed"):
+            self.counts[name] = surviving.get(name, 0)
+        for name in ("requeued", "refused", "voided", "duplicated"):
+            self.counts[name] = max(self.counts[name], surviving.get(name, 0))
         self.incarnation = incarnation
 
     def _shards(self) -> Iterator[tuple[BatchKey, int, Shard]]:

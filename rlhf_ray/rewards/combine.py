@@ -1,7 +1,7 @@
 """The sources of `config.reward` as one reward: Σ weight · score, and each source's own score."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,10 @@ class CombinedReward:
     def names(self) -> list[str]:
         """The components, in the order of the config."""
         return [source.name for source in self._sources]
+
+    def total(self, components: Mapping[str, float]) -> float:
+        """Σ weight · component of one response."""
+        return sum(source.weight * components[source.name] for source in self._sources)
 
     def __call__(self, batch: Responses) -> CombinedScores:
         """Score `batch`. ValueError names the source, the prompt and the fault."""

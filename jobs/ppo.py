@@ -1,0 +1,25 @@
+"""SFT → reward model → PPO, preparing what is missing; alone it does the demonstration.
+
+python jobs/ppo.py [--recipe jobs/recipes/demo.yaml] [--section.field value …] [--resume]
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rlhf_ray import cli
+from rlhf_ray.observe.console import Console
+from rlhf_ray.training.pipeline import run
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how `ray job stop` asks
+    command = cli.parse(sys.argv[1:], prog="jobs/ppo.py", description=__doc__ or "")
+    run(command.config, resume=command.resume, console=Console(command.config.run.name))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,107 @@
+"""One rank of the learner group: fetches rollouts, updates with the other ranks, packs versions."""
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from rlhf_ray.actors.tables import fetch
+from rlhf_ray.config import PPO
+from rlhf_ray.data.ids import Version
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.weights.buckets import Manifest, pack
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSpec:
+    """What a learner is made of; the same for every rank."""
+
+    ppo: PPO
+    policy_path: str
+    critic_path: str | None
+    dtype: str
+    weights_dtype: str
+    temperature: float
+    run_seed: int
+    probes: tuple[tuple[int, ...], ...]
+    bucket_bytes: int = 256 << 20
+    trust_remote_code: bool = False
+
+
+class LearnerActor:
+    """Thin shell around PPOLearner. Every method but two is called on all ranks at once."""
+
+    def __init__(self, rank: int, world: int, spec: LearnerSpec) -> None:
+        self._rank, self._world, self._spec = rank, world, spec
+        self._learner: PPOLearner | None = None
+        self._buckets: tuple[Any, ...] = ()
+
+    def address(self) -> str:
+        """Where rank 0's rendezvous is to be. Rank 0 alone."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(self, address: str) -> int:
+        """Join the group and build the learner; the number of the policy's parameters."""
+        spec = self._spec
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, init_method=address, rank=self._rank, world_size=self._world
+        )
+        self._learner = PPOLearner(
+            spec.ppo,
+            policy_path=spec.policy_path,
+            critic_path=spec.critic_path,
+            dtype=spec.dtype,
+            temperature=spec.temperature,
+            run_seed=spec.run_seed,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        return self._learner.parameters()
+
+    def update(self, step: int, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> dict[str, float]:
+        """One iteration on these rollouts; metrics, the same on every rank."""
+        began = time.monotonic()
+        table = fetch(shards)
+        fetched = time.monotonic()
+        stats = self._learner.update(step, table)
+        seconds = {"time/fetch": fetched - began, "time/update": time.monotonic() - fetched}
+        return stats | seconds
+
+    def pack(self, version: Version) -> Manifest | None:
+        """Gather the policy into buckets on rank 0, ready for `take_buckets`; its manifest."""
+        spec = self._spec
+        probes = self._learner.probes(spec.probes)
+        tensors = self._learner.export(spec.weights_dtype)
+        if self._rank != 0:
+            for _ in tensors:  # the gathering is collective
+                pass
+            return None
+        manifest, self._buckets = pack(
+            version, tensors, dtype=spec.weights_dtype, bucket_bytes=spec.bucket_bytes, probes=probes
+        )
+        return manifest
+
+    def take_buckets(self) -> tuple[Any, ...] | Any:
+        """The buckets, each an object of its own, which outlives this process. Rank 0 alone."""
+        buckets, self._buckets = tuple(self._buckets), ()
+        return buckets if len(buckets) > 1 else buckets[0]
+
+    def save(self, directory: str) -> None:
+        """Write this rank's part of the state."""
+        self._learner.save(Path(directory))
+
+    def load(self, directory: str) -> None:
+        """Read this rank's part of the state, whatever number of ranks wrote it."""
+        self._learner.load(Path(directory))
+
+    def save_policy(self, directory: str) -> None:
+        """Rank 0 writes the policy as a plain transformers directory."""
+        self._learner.save_policy(Path(directory))

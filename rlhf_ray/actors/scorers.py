@@ -1,0 +1,118 @@
+"""Scorers: pure over frozen weights, so Ray's own restarts and retries serve them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.actors.tables import fetch
+
+from rlhf_ray.config import Reward
+from rlhf_ray.data import schemas
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.reference import ReferenceModel
+from rlhf_ray.models.reward_model import Calibration
+from rlhf_ray.rewards.combine import build
+from rlhf_ray.rewards.table import score_table
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSpec:
+    """What the scorers are made of. `policy_path`: the reference, whose tokenizer the rollouts use."""
+
+    policy_path: str
+    reward: Reward
+    dtype: str
+    temperature: float
+    trust_remote_code: bool = False
+
+
+class ReferenceActor:
+    """Log-probs of the reference policy."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        self._model = ReferenceModel(
+            spec.policy_path,
+            dtype=spec.dtype,
+            temperature=spec.temperature,
+            trust_remote_code=spec.trust_remote_code,
+        )
+
+    def ready(self) -> bool:
+        """Return once the model is loaded."""
+        return True
+
+    def score(self, rollouts: pa.Table) -> tuple[pa.Table, int]:
+        """`rollout_id, ref_logprobs`, and how many rows: the driver waits for that alone."""
+        return self._model.logprobs(rollouts), rollouts.num_rows
+
+
+class RewardActor:
+    """Scores of responses: calibrated, clipped, with the missing-EOS penalty."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        self._spec = spec
+        self._tokenizer = load_tokenizer(
+            spec.policy_path, trust_remote_code=spec.trust_remote_code
+        )
+        self._reward = build(spec.reward.sources, self._tokenizer, dtype=spec.dtype)
+        self._gold = load(spec.reward.gold) if spec.reward.gold else None
+
+    def ready(self) -> bool:
+        """Return once every source is loaded."""
+        return True
+
+    def score(
+        self, rollouts: pa.Table, calibration: Calibration | None
+    ) -> tuple[pa.Table, int]:
+        """`rollout_id, score, score_valid, score/<source>`, and how many rows.
+
+        The calibration comes with each call: a restarted scorer must not forget it.
+        """
+        scored = score_table(
+            self._reward,
+            rollouts,
+            self._tokenizer,
+            calibration=calibration,
+            clip=self._spec.reward.clip,
+            missing_eos_penalty=self._spec.reward.missing_eos_penalty,
+        )
+        return scored, rollouts.num_rows
+
+    def describe(
+        self, shards: Sequence[tuple[ray.ObjectRef, ...]], limit: int | None
+    ) -> list[dict[str, Any]]:
+        """Scored rollouts as plain rows to look at: texts, scores, KL, length, gold.
+
+        reward: Σ weight · component, before calibration, clipping and penalties.
+        """
+        table = fetch(shards).slice(0, limit)
+        names = [f"score/{name}" for name in self._reward.names]
+        rows = [
+            _sample(row, self._tokenizer)
+            | {"reward": self._reward.total({name[6:]: row[name] for name in names})}
+            for row in table.to_pylist()
+        ]
+        if self._gold is not None:
+            gold = self._gold([r["prompt"] for r in rows], [r["response"] for r in rows])
+            rows = [row | {"gold": float(value)} for row, value in zip(rows, gold, strict=True)]
+        return rows
+
+
+def _sample(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """One joined row as text and numbers. kl: Σ(behaviour − reference) of its tokens, in nats."""
+    tokens = row["response_token_ids"]
+    return {
+        "rollout_id": row["rollout_id"],
+        "prompt_id": row["prompt_id"],
+        "prompt": tokenizer.decode(row["prompt_token_ids"], skip_special_tokens=True),
+        "response": tokenizer.decode(tokens, skip_special_tokens=True),
+        "response_token_ids": tokens,
+        "finish_reason": row["finish_reason"],
+        "length": len(tokens),
+        "kl": sum(row["behaviour_logprobs"]) - sum(row["ref_logprobs"]),
+        **{name: value for name, value in row.items() if name.split("/")[0] == "score"},
+    }

@@ -1,0 +1,26 @@
+"""Fetching rollouts inside an actor: references in, one joined table out."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from rlhf_ray.data import schemas
+
+FETCH_TIMEOUT = 300.0  # seconds; what is gone for good raises ObjectLostError long before
+
+
+def fetch(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> pa.Table:
+    """The shards' rows joined with their scorers' columns, sorted by rollout id.
+
+    shards: (rollouts, new columns, …) references of each shard. Rows that a reward dropped
+    (`score_valid` 0) are left out. Raises ObjectLostError where a table is gone.
+    """
+    flat = [ref for shard in shards for ref in shard]
+    tables = iter(ray.get(flat, timeout=FETCH_TIMEOUT))
+    joined = [schemas.join(*(next(tables) for _ in shard)) for shard in shards]
+    table = pa.concat_tables(joined).combine_chunks().sort_by("rollout_id")
+    if "score_valid" in table.column_names:
+        table = table.filter(pc.equal(table.column("score_valid"), 1))
+    return table

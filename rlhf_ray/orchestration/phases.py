@@ -1,0 +1,33 @@
+"""Running a training phase (a generator of progress rows) as one Ray task that streams its rows."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from rlhf_ray.orchestration.placement import Share
+
+Row = dict[str, Any]
+
+
+def stream(
+    phase: Callable[..., Iterator[Row]], *args: Any, share: Share, threads: int, name: str
+) -> Iterator[Row]:
+    """The rows that `phase(*args)` yields, computed where Ray has room for `share`.
+
+    Raises what the phase raised.
+    """
+    task = ray.remote(phase).options(
+        name=name,
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        num_returns="streaming",
+        max_retries=0,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    )
+    try:
+        for ref in task.remote(*args):
+            yield ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause from None

@@ -1,0 +1,43 @@
+"""Ray itself: join the cluster that is up, or start one on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from rlhf_ray.actors.control import NAMESPACE
+from rlhf_ray.config import Config
+from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for the block. RAY_ADDRESS, or a Ray on this machine, is joined; else one is started.
+
+    Workers see this process's working directory first, so a user's `module:function` is found there.
+    """
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    env = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": env},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def make_plan(config: Config) -> Plan:
+    """The run's plan on the cluster that is up. ValueError where it does not fit."""
+    return plan(config.cluster, ray.cluster_resources(), node_cpus())
+
+
+def session_dir() -> Path:
+    """Ray's directory of logs and sockets on this node."""
+    return Path(ray._private.worker._global_node.get_session_dir_path())

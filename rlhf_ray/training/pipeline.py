@@ -1,0 +1,201 @@
+"""The whole way: data → SFT → reward model → PPO → report. What is there already is not made again."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_ray.config import Config, Reward, RewardSource
+from rlhf_ray.data.demo import write_demo
+from rlhf_ray.observe.console import Console
+from rlhf_ray.observe.gauges import Gauges
+from rlhf_ray.observe.memory import PssSampler, process_tree, ray_session as ray_processes
+from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.observe.provenance import write_provenance
+from rlhf_ray.observe.report import write_report
+from rlhf_ray.observe.samples import before_after
+from rlhf_ray.orchestration.phases import stream
+from rlhf_ray.orchestration.placement import Plan, Share
+from rlhf_ray.orchestration.session import make_plan, ray_session, session_dir
+from rlhf_ray.training.ppo import Start, run_ppo
+from rlhf_ray.training.reward_model import train_reward_model
+from rlhf_ray.training.sft import train_sft
+
+GOLD = "rlhf_ray.data.demo:gold_score"
+SIDE_BY_SIDE = 6
+Row = dict[str, Any]
+
+
+def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Everything from `config` to `policy/` and `report.html`; summary.json's content."""
+    began = time.monotonic()
+    config = resolve(config)
+    claim(config, resume=resume)
+    with ray_session(), PssSampler(_processes()) as memory:
+        plan = make_plan(config)
+        for line in plan.lines():
+            console.note(line)
+        write_provenance(
+            config.dir, config.to_dict(), data_files=_files(config), threads={"role": plan.threads}
+        )
+        with RunLog(config.dir, gauges=Gauges(config.run.name)) as log:
+            phases = Phases(config, plan, log, console)
+            policy = phases.sft()
+            reward, critic = phases.reward()
+            summary = phases.ppo(Start(policy, critic, reward, resume))
+    summary["phase_seconds"] = phases.seconds | summary["phase_seconds"]
+    summary["bad_rows"] += phases.bad_rows
+    summary |= {"peak_pss_mb": memory.peak_mb, "total_seconds": time.monotonic() - began}
+    _write(config.dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    report = write_report(config.dir)
+    console.summary(summary, before_after(config.dir)[:SIDE_BY_SIDE], report=str(report))
+    return summary
+
+
+class Phases:
+    """The three phases, each shown and logged while it runs."""
+
+    def __init__(self, config: Config, plan: Plan, log: RunLog, console: Console) -> None:
+        self._config, self._plan, self._log, self._console = config, plan, log, console
+        self.seconds: dict[str, float] = {}
+        self.bad_rows = 0
+
+    def sft(self) -> str:
+        """The directory (or name) of the model that PPO starts from."""
+        config = self._config
+        if config.sft.epochs == 0:
+            if config.model.path is None:
+                raise ValueError("--sft.epochs 0 skips SFT: give the policy with --model.path")
+            return config.model.path
+        out = config.dir / "sft"
+        if not out.is_dir():
+            self._train("sft", train_sft, config, str(out))
+        return str(out)
+
+    def reward(self) -> tuple[Reward, str | None]:
+        """What scores, and the reward model that a critic starts from."""
+        config = self._config
+        if config.reward.sources:
+            models = [source.model for source in config.reward.sources if source.model]
+            return config.reward, models[0] if models else None
+        out = config.dir / "reward"
+        if not out.is_dir():
+            base = config.rm.base or self.sft()
+            self._train("rm", train_reward_model, config, base, str(out))
+        sources = (RewardSource(model=str(out)),)
+        return dataclasses.replace(config.reward, sources=sources), str(out)
+
+    def ppo(self, start: Start) -> Row:
+        """The policy; summary.json's content."""
+        with self._console.phase("ppo", self._config.ppo.iterations) as line:
+            return run_ppo(
+                self._config,
+                self._plan,
+                start,
+                log=self._log,
+                note=self._console.note,
+                progress=line.update,
+            )
+
+    def _train(self, phase: str, train: Callable[..., Iterator[Row]], *args: Any) -> None:
+        """Run a supervised phase on Ray, show and log its rows."""
+        began = time.monotonic()
+        share = Share(self._plan.learner.cpus, self._plan.learner.gpus)
+        rows = stream(
+            train, *args, share=share, threads=self._plan.threads, name=f"{phase} {self._config.run.name}"
+        )
+        with self._console.phase(phase, 1) as line:
+            for row in rows:
+                follow(phase, row, log=self._log, line=line)
+        self.bad_rows += int(row.get("bad_rows", 0))
+        self.seconds[phase] = time.monotonic() - began
+
+
+def follow(phase: str, row: Row, *, log: RunLog, line: Any) -> None:
+    """Show and log one row of a supervised phase; what is no metric (eta, total, done) is not logged."""
+    total, step = int(row["total"]), int(row["step"])
+    metrics = {k: v for k, v in row.items() if k not in NOT_METRICS}
+    line.update(step, metrics, total=total)
+    log.write(phase, step, metrics)
+
+
+NOT_METRICS = ("step", "total", "epoch", "eta_s", "done", "bad_rows", "cut")
+
+
+def resolve(config: Config) -> Config:
+    """The config with user paths made absolute, and the demonstration's data where none is given.
+
+    Raises ValueError for a file that is not there.
+    """
+    run = dataclasses.replace(config.run, root=str(Path(config.run.root).absolute()))
+    config = dataclasses.replace(config, run=run)
+    data = config.data
+    if not any((data.texts, data.prompts, data.preferences, config.model.path, config.reward.sources)):
+        paths = write_demo(config.dir / "data", seed=config.run.seed)
+        data = dataclasses.replace(
+            data,
+            texts=str(paths.texts),
+            preferences=str(paths.lists),
+            prompts=str(paths.prompts),
+            heldout_prompts=str(paths.heldout_prompts),
+        )
+        reward = dataclasses.replace(config.reward, gold=config.reward.gold or GOLD)
+        return dataclasses.replace(config, data=data, reward=reward)
+    fields = ("texts", "prompts", "preferences", "heldout_prompts")
+    found = {name: _absolute(getattr(data, name), f"data.{name}") for name in fields}
+    model = dataclasses.replace(config.model, path=_absolute(config.model.path, "model.path"))
+    return dataclasses.replace(config, data=dataclasses.replace(data, **found), model=model)
+
+
+def claim(config: Config, *, resume: bool) -> None:
+    """Take the run's directory: make it, and see that no finished or half-done PPO is overwritten."""
+    begun = (config.dir / "checkpoints").is_dir() or (config.dir / "summary.json").exists()
+    if begun and config.run.overwrite:
+        shutil.rmtree(config.dir)
+    elif begun and not resume:
+        raise ValueError(
+            f"{config.dir} holds a PPO run already: go on with it (--resume), start it again "
+            f"(--run.overwrite), or choose another name (--run.name)"
+        )
+    config.dir.mkdir(parents=True, exist_ok=True)
+    if config.run.overwrite:
+        resolve(config)
+    _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
+
+
+def _absolute(path: str | None, option: str) -> str | None:
+    """`path` from the root where it is a file or directory; a name of a hub stays as it is."""
+    if path is None:
+        return None
+    if Path(path).exists():
+        return str(Path(path).absolute())
+    if Path(path).suffix in FILES or path.startswith((".", "/", "~")):
+        raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file or directory")
+    return path
+
+
+FILES = (".txt", ".tsv", ".jsonl", ".parquet", ".json")
+
+
+def _files(config: Config) -> Sequence[Path]:
+    data = config.data
+    given = (data.texts, data.prompts, data.preferences, data.heldout_prompts)
+    return [Path(path) for path in given if path and Path(path).is_file()]
+
+
+def _processes() -> Callable[[], set[int]]:
+    """This process's tree, and Ray's session where that is not in it."""
+    session = str(session_dir())
+    return lambda: process_tree() | ray_processes(session)
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_suffix(".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,124 @@
+"""PPO: prompts → rollouts → scores → update → weights. The loop, and the run around it.
+
+Who generates, scores and learns is one layer down (orchestration/), what a step computes is in
+learners/, what a number means in algos/, what a run says of itself in record.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_ray.actors.generator import GeneratorSpec
+from rlhf_ray.actors.learner import LearnerSpec
+from rlhf_ray.actors.scorers import ScorerSpec
+from rlhf_ray.config import Config, Reward
+from rlhf_ray.data.prompts import Prompts, load_prompts
+from rlhf_ray.generators.protocol import Sampling
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.orchestration.cluster import Cluster
+from rlhf_ray.orchestration.placement import Plan
+from rlhf_ray.training.record import Record
+
+PROBES, PROBE_TOKENS = 3, 64
+
+
+def train(config: Config, cluster: Cluster, record: Record) -> None:
+    """prompts -> rollouts -> scores -> update -> weights. The driver holds refs and metrics, never a tensor."""
+    for step in cluster.steps():  # starts after the last complete checkpoint
+        with cluster.recovery():  # a lost learner group goes back to it
+            record.begin(step)
+            cluster.rollouts.request(until=min(step + config.ppo.max_staleness, config.ppo.iterations - 1))
+            batch = cluster.rollouts.take(step)  # this step's rollouts, scored as their shards finished
+            stats = cluster.learners.update(step, batch.shards)  # log-probs, values, advantages, epochs
+            record.published(cluster.publish(step + 1))  # generators pull it
+            record.evaluate(step + 1)
+            record.report(step, batch, stats)
+            record.checkpointed(cluster.checkpoint(step))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What PPO starts from. critic: a reward model's directory, or None for the policy's own trunk."""
+
+    policy: str
+    critic: str | None
+    reward: Reward
+    resume: bool
+
+
+def run_ppo(
+    config: Config,
+    plan: Plan,
+    start: Start,
+    *,
+    log: RunLog,
+    note: Callable[[str], None],
+    progress: Callable[[int, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Train a policy and write it to `policy/`; what summary.json says of it."""
+    tokenizer = load_tokenizer(start.policy, trust_remote_code=config.model.trust_remote_code)
+    prompts = load_prompts(config.data, tokenizer, config.run.seed)
+    cluster = _cluster(config, plan, start, prompts, tokenizer.eos_token_id, note)
+    try:
+        cluster.start(cluster.checkpoints.latest() if start.resume else None)
+        log.rewind("ppo", cluster.step)
+        record = Record(config, cluster, log, progress)
+        record.prepare()
+        train(config, cluster, record)
+        cluster.learners.save_policy(config.dir / "policy")
+        return record.summary(bad_rows=prompts.bad_rows, cut_prompts=prompts.cut)
+    finally:
+        cluster.shutdown()
+
+
+def _cluster(
+    config: Config, plan: Plan, start: Start, prompts: Prompts, eos: int, note: Callable[[str], None]
+) -> Cluster:
+    device = "cuda" if plan.learner.gpus else "cpu"
+    weights_dtype = _weights_dtype(config, device)
+    trust, temperature = config.model.trust_remote_code, config.rollout.temperature
+    return Cluster(
+        config,
+        plan,
+        prompts,
+        generator=GeneratorSpec(
+            backend=config.rollout.backend,
+            model_path=start.policy,
+            sampling=Sampling(
+                temperature, config.rollout.max_response_tokens, eos, config.rollout.ignore_eos
+            ),
+            dtype=weights_dtype,
+            kv_cache_mb=config.rollout.kv_cache_mb,
+            max_model_len=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+            max_in_flight=config.rollout.max_in_flight,
+            run_seed=config.run.seed,
+            trust_remote_code=trust,
+        ),
+        scorer=ScorerSpec(start.policy, start.reward, config.model.dtype, temperature, trust),
+        learner=LearnerSpec(
+            ppo=config.ppo,
+            policy_path=start.policy,
+            critic_path=start.critic,
+            dtype=config.model.dtype,
+            weights_dtype=weights_dtype,
+            temperature=temperature,
+            run_seed=config.run.seed,
+            probes=_probe_sequences(prompts),
+            trust_remote_code=trust,
+        ),
+        log=note,
+    )
+
+
+def _weights_dtype(config: Config, device: str) -> str:
+    if config.rollout.dtype != "auto":
+        return config.rollout.dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def _probe_sequences(prompts: Prompts) -> tuple[tuple[int, ...], ...]:
+    """A few real token sequences: prompts end to end, so that one is longer than two cache blocks."""
+    joined = [token for prompt in prompts.train[:256] for token in prompt.token_ids]
+    pieces = [tuple(joined[i * PROBE_TOKENS : (i + 1) * PROBE_TOKENS]) for i in range(PROBES)]
+    return tuple(piece for piece in pieces if len(piece) > 1)

@@ -1,0 +1,190 @@
+"""What a PPO run says to the world: evaluations, metrics, samples, summary."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rlhf_ray.config import Config
+from rlhf_ray.data.ids import CALIBRATION, HELDOUT
+from rlhf_ray.models.reward_model import Calibration
+from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.observe.samples import Sample, write_samples
+from rlhf_ray.orchestration.cluster import Cluster
+from rlhf_ray.orchestration.rollouts import Batch
+from rlhf_ray.training.evaluation import Evaluation, calibrate, evaluate, kl_efficiency
+
+CALIBRATION_PROMPTS = 256
+SAMPLES_KEPT = 16
+NOT_A_PHASE = ("time/step", "time/wait_rollouts", "time/fetch")
+
+
+class Record:
+    """Called by the loop at each of its points; `progress(step, metrics)` shows a line."""
+
+    def __init__(
+        self, config: Config, cluster: Cluster, log: RunLog, progress: Callable[[int, dict[str, float]], None]
+    ) -> None:
+        self._config, self._cluster, self._log, self._progress = config, cluster, log, progress
+        self._seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._mark = self._began
+        self._baseline: Evaluation | None = None
+        self._latest: Evaluation | None = None
+        self._pending: dict[str, float] = {}
+        self._checkpoint_seconds = 0.0
+        self.phase_seconds: dict[str, float] = {}
+        self.samples_per_s: list[float] = []
+
+    # Before the loop
+
+    def prepare(self) -> None:
+        """Calibrate the reward on the reference policy, and evaluate it: what comes is held against it."""
+        path = self._config.dir / "calibration.json"
+        if self._cluster.step == 0:
+            batch = self._cluster.rollouts.sample_once(CALIBRATION, 0, CALIBRATION_PROMPTS)
+            found = calibrate(self._cluster.describe(batch.shards))
+            _write_json(path, {"mean": found.mean, "std": found.std})
+        self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
+        if self._cluster.step == 0:
+            self.evaluate(0)
+        else:
+            self._baseline = _read_evaluation(self._config.dir, 0)
+
+    # What the loop calls
+
+    def begin(self, step: int) -> None:
+        """A step begins."""
+        self._began = self._mark = time.monotonic()
+        self._pending, self._seconds = {}, {}
+
+    def published(self, seconds: float) -> None:
+        """The version is out, after `seconds`."""
+        self._seconds["time/publish"] = seconds
+        self._mark = time.monotonic()
+
+    def evaluate(self, done: int) -> None:
+        """Held-out responses of version `done`, when it is due: first, every N, last."""
+        every, last = self._config.evaluate.every, self._config.ppo.iterations
+        if done % every and done != last:
+            return
+        batch = self._cluster.rollouts.sample_once(HELDOUT, done, self._config.evaluate.prompts)
+        samples = self._cluster.describe(batch.shards)
+        calibration = self._cluster.scorers.calibration
+        found = evaluate(samples, calibration)
+        _keep_samples(self._config.dir, done, samples, calibration)
+        _write_json(_evaluation_path(self._config.dir, done), asdict(found))
+        self._baseline = self._baseline or found
+        self._latest = found
+        self._pending |= found.metrics() | self._efficiency(found)
+        self._seconds["time/evaluate"] = time.monotonic() - self._mark
+        if done == 0:
+            self._log.write("ppo", 0, found.metrics())
+
+    def report(self, step: int, batch: Batch, stats: dict[str, float]) -> None:
+        """One row of metrics, some samples, one line of progress."""
+        total = time.monotonic() - self._began
+        work = total - self._seconds.get("time/evaluate", 0.0)
+        row = stats | self._seconds | self._pending
+        row |= {
+            "time/generate": batch.generate_seconds,
+            "time/score": max(0.0, batch.wait_seconds - batch.generate_seconds),
+            "time/wait_rollouts": batch.wait_seconds,
+            "time/checkpoint": self._checkpoint_seconds,
+            "time/step": total,
+            "samples_per_s": batch.rows / work,
+            "tokens_per_s": batch.tokens / work,
+            "generators/serving": self._cluster.pool.serving(),
+            "generators/restarts": self._cluster.pool.restarts,
+            "rollouts/requeued": self._cluster.ledger.counts["requeued"],
+        }
+        for name, seconds in row.items():
+            if name.startswith("time/") and name not in NOT_A_PHASE:
+                self.phase_seconds[name[5:]] = self.phase_seconds.get(name[5:], 0.0) + seconds
+        self.samples_per_s.append(row["samples_per_s"])
+        self._log.write("ppo", step + 1, row)
+        self._cluster.report({"step": step + 1, "of": self._config.ppo.iterations, **row})
+        self._progress(step + 1, row)
+
+    def checkpointed(self, seconds: float) -> None:
+        """A checkpoint was written in so many seconds (0: none was due); the next row has them."""
+        self._checkpoint_seconds = seconds
+
+    # After the loop
+
+    def summary(self, *, bad_rows: int, cut_prompts: int) -> dict[str, Any]:
+        """What summary.json says of the PPO phase."""
+        before, after = self._baseline, self._latest or self._baseline
+        assert before is not None and after is not None
+        counts = self._cluster.ledger.counts
+        return {
+            "heldout": {
+                "score_before": before.score,
+                "score_after": after.score,
+                "score_std_before": before.score_std,
+                "gold_before": before.gold,
+                "gold_after": after.gold,
+                "kl": after.kl,
+                "kl_efficiency": self._efficiency(after).get("kl/efficiency"),
+                "distinct2_before": before.distinct2,
+                "distinct2_after": after.distinct2,
+                "length_before": before.length,
+                "length_after": after.length,
+            },
+            "iterations": self._cluster.step,
+            "samples_per_s": median(self.samples_per_s) if self.samples_per_s else None,
+            "phase_seconds": self.phase_seconds,
+            "rollouts": {
+                name: counts[name] for name in ("committed", "consumed", "requeued", "duplicated")
+            },
+            "generator_restarts": self._cluster.pool.restarts,
+            "bad_rows": bad_rows,
+            "cut_prompts": cut_prompts,
+        }
+
+    def _efficiency(self, found: Evaluation) -> dict[str, float]:
+        base = self._baseline
+        if base is None or not base.score_std or found.kl <= 0:
+            return {}
+        gain = (found.score - base.score) / base.score_std
+        return {"kl/efficiency": kl_efficiency(gain, found.kl)}
+
+
+def _keep_samples(
+    directory: Path, step: int, rows: Sequence[dict[str, Any]], calibration: Calibration
+) -> None:
+    samples = [
+        Sample(
+            prompt_id=row["prompt_id"],
+            prompt=row["prompt"],
+            response=row["response"],
+            score=(row["reward"] - calibration.mean) / calibration.std,
+            kl=row["kl"],
+            gold=row.get("gold"),
+            tokens=row["length"],
+            finish_reason=row["finish_reason"],
+            components={k[6:]: v for k, v in row.items() if k.startswith("score/")},
+        )
+        for row in rows
+    ]
+    write_samples(directory, step, samples, split="heldout")
+
+
+def _evaluation_path(directory: Path, step: int) -> Path:
+    return directory / "evaluations" / f"step-{step:06d}.json"
+
+
+def _read_evaluation(directory: Path, step: int) -> Evaluation:
+    return Evaluation(**json.loads(_evaluation_path(directory, step).read_text()))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(aside, path)
