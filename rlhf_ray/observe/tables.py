@@ -39,7 +39,7 @@ def headlines(summary: Mapping[str, Any]) -> list[Headline]:
     if gold_before is not None and gold_after is not None:
         rows.append(_row("gold score", gold_before, gold_after, "{:.2f}"))
     if kl is not None:
-        rows.append(Headline("KL (nats a response)", "0.00", f"{kl:.2f}", f"{kl:+.2f}"))
+        rows.append(Headline("KL (nats a response)", "", f"{kl:.2f}", ""))
     if before is not None and after is not None and std and kl is not None and kl > 0:
         efficiency = (after - before) / std / sqrt(2 * kl)
         rows.append(Headline("KL efficiency", "", f"{efficiency:.2f}", ""))
@@ -93,10 +93,17 @@ def completions_table(samples: Sequence[Pair]) -> Table:
     for name, ratio in (("prompt", 2), ("before", 3), ("after", 3)):
         table.add_column(name, ratio=ratio, overflow="fold")
     for pair in samples:
-        before = f"{pair.before.response.strip()}  [{pair.before.score:+.2f}]"
-        after = f"{pair.after.response.strip()}  [{pair.after.score:+.2f}]"
-        table.add_row(Text(pair.prompt), Text(before), Text(after))
+        before, after = (
+            Text(f"{printable(sample.response)}  [{sample.score:+.2f}]")
+            for sample in (pair.before, pair.after)
+        )
+        table.add_row(Text(printable(pair.prompt)), before, after)
     return table
+
+
+def printable(text: str) -> str:
+    """A model's text with what could steer a terminal shown as a space; line breaks too."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _row(name: str, before: float, after: float, form: str, suffix: str = "") -> Headline:
