@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.models.loading import load_config, source_options
+from rlhf_ray.models.loading import load_config, source_options, tokenizer_class
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
 from rlhf_ray.rewards.protocol import Responses, Scores
 from rlhf_ray.rewards.trained import longest_input
@@ -29,7 +29,7 @@ class ClassifierReward:
         self._label = _checked_label(path, label, config)
         self._multi_label = config.problem_type == "multi_label_classification"
         options = source_options(path, trust_remote_code=trust)
-        self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        self._tokenizer = tokenizer_class(path, options).from_pretrained(path, **options)
         pads = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
         self._pad = next(token_id for token_id in pads if token_id is not None)
         config.pad_token_id = self._pad  # by it a decoder's classifier finds the last token

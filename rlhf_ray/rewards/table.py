@@ -54,9 +54,8 @@ def responses_of(rollouts: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Resp
 
 
 def _texts(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return tokenizer.batch_decode(
-        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.batch_decode(rows, **settings) if rows else []
 
 
 def _rest(whole: str, prompt: str, alone: str) -> str:
