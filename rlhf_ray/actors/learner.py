@@ -9,12 +9,14 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 
 from rlhf_ray.actors.tables import fetch
 from rlhf_ray.config import PPO
 from rlhf_ray.data.ids import Version
+from rlhf_ray.learners.build import build_learner
+from rlhf_ray.learners.group import Group, set_up_torch
 from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, pack
 
 
@@ -51,20 +53,22 @@ class LearnerActor:
     def start(self, address: str) -> int:
         """Join the group and build the learner; the number of the policy's parameters."""
         spec = self._spec
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend, init_method=address, rank=self._rank, world_size=self._world
-        )
-        self._learner = PPOLearner(
-            spec.ppo,
-            policy_path=spec.policy_path,
-            critic_path=spec.critic_path,
-            dtype=spec.dtype,
+        set_up_torch()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        group = Group(device)
+        if self._world > 1:
+            group = Group.join(rank=self._rank, size=self._world, address=address, device=device)
+        self._learner = build_learner(
+            spec.policy_path,
+            settings=spec.ppo,
+            seed=spec.run_seed,
             temperature=spec.temperature,
-            run_seed=spec.run_seed,
+            dtype=compute_dtype(spec.dtype, device),
+            group=group,
+            reward_model=spec.critic_path,
             trust_remote_code=spec.trust_remote_code,
         )
-        return self._learner.parameters()
+        return sum(p.numel() for p in self._learner.actor.parameters())
 
     def update(self, step: int, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> dict[str, float]:
         """One iteration on these rollouts; metrics, the same on every rank."""
