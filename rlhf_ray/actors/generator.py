@@ -21,6 +21,7 @@ from rlhf_ray.weights.object_store import pull
 # Largest difference of a probe's log-probs, in nats, between the learner and an engine that holds the
 # same weights. A stale or missing tensor is two orders of magnitude above.
 PROBE_TOLERANCE = {"float32": 2e-2, "bfloat16": 0.5}
+UNLOADED = Version(0, 0)  # what an engine starts from; it serves nothing before its first load
 LAST_WORDS = 1.0  # seconds that a failing engine's error has to reach its callers
 
 
@@ -128,7 +129,17 @@ class GeneratorActor:
         self._thread.abort([rollout_id(key) for key in keys])
 
     def _make_engine(self) -> Generator:
-        return BACKENDS[self.spec.backend].make(self.spec)
+        spec = self.spec
+        return BACKENDS[spec.backend].make(
+            spec.model_path,
+            sampling=spec.sampling,
+            version=UNLOADED,
+            dtype=spec.dtype,
+            max_model_len=spec.max_model_len,
+            max_num_seqs=spec.max_in_flight,
+            kv_cache_mb=spec.kv_cache_mb,
+            trust_remote_code=spec.trust_remote_code,
+        )
 
     def _die(self, error: BaseException) -> None:
         """An engine that failed is in an unknown state: its process ends, the driver makes another."""

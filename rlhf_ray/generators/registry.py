@@ -1,0 +1,34 @@
+"""The generator backends: to add one, write one file and give it a row here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_ray.generators.environment import torch_environment, vllm_environment
+from rlhf_ray.generators.protocol import Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """make(model_path, **options) builds the engine; environment(threads) is for its process."""
+
+    make: Callable[..., Generator]
+    environment: Callable[[int], dict[str, str]]
+
+
+def _vllm(*args: Any, **options: Any) -> Generator:
+    from rlhf_ray.generators.vllm_engine import VLLMGenerator  # 6 s, and only where it is used
+
+    return VLLMGenerator(*args, **options)
+
+
+def _transformers(*args: Any, **options: Any) -> Generator:
+    from rlhf_ray.generators.transformers_engine import TransformersGenerator
+
+    return TransformersGenerator(*args, **options)
+
+
+BACKENDS = {
+    "vllm": Backend(_vllm, vllm_environment),
+    "transformers": Backend(_transformers, torch_environment),
+}
