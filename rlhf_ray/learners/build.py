@@ -1,0 +1,88 @@
+"""A learner from directories: the policy, and a critic from the reward model or at zero."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rlhf_ray.algos.advantages import ESTIMATORS
+from rlhf_ray.config import PPO
+from rlhf_ray.learners.group import Group
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
+from rlhf_ray.models.attention import use_short_attention
+from rlhf_ray.models.loading import compute_dtype, load_causal_lm
+from rlhf_ray.models.reward_model import RewardModel, read_calibration
+
+
+def build_learner(
+    settings: PPO,
+    *,
+    policy_path: str | Path,
+    critic_path: str | Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    temperature: float,
+    run_seed: int,
+    group: Group | None = None,
+    trust_remote_code: bool = False,
+) -> PPOLearner:
+    """Load the policy at `policy_path`, and the critic that the settings ask for.
+
+    A separate critic starts from `critic_path` (a directory that RewardModel wrote, with the
+    policy's tokenizer and a causal backbone), else from the policy's trunk with a zero head.
+    """
+    group = group or Group()
+    actor = Actor(load_causal_lm(policy_path, trust_remote_code=trust_remote_code))
+    use_short_attention(actor.model)
+    check_head(actor)
+    critic = None
+    if ESTIMATORS[settings.estimator].needs_values:
+        if settings.critic == "shared":
+            actor.value_head = value_head_for(actor.model)
+        elif critic_path is None:
+            trunk = load_causal_lm(policy_path, trust_remote_code=trust_remote_code).base_model
+            critic = new_critic(trunk)
+        else:
+            critic = critic_from_reward_model(critic_path, trust_remote_code=trust_remote_code)
+    return PPOLearner(
+        actor,
+        critic,
+        settings=settings,
+        seed=run_seed,
+        temperature=temperature,
+        dtype=compute_dtype(dtype, group.device),
+        group=group,
+        source=policy_path,
+    )
+
+
+def new_critic(backbone: Any) -> Critic:
+    """A critic on this trunk that says 0 everywhere."""
+    use_short_attention(backbone)
+    return Critic(backbone, value_head_for(backbone))
+
+
+def critic_from_reward_model(path: str | Path, *, trust_remote_code: bool = False) -> Critic:
+    """A critic whose values start as the reward model's calibrated scores of the text so far.
+
+    Raises ValueError where its backbone is an encoder, which sees what comes after.
+    """
+    model = RewardModel.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if not model.is_causal:
+        raise ValueError(
+            f"the reward model at {path} has an encoder, which cannot give a value at each token: "
+            f"leave the critic to start from the policy"
+        )
+    weight_D, bias = _calibrated(model.head, path)
+    head = value_head_for(model.backbone, weight_D=weight_D, bias=bias)
+    return Critic(model.backbone, head)
+
+
+def _calibrated(head: nn.Linear, path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight, bias) of (score − mean) / std."""
+    weight, bias = head.weight.detach().float(), head.bias.detach().float()
+    calibration = read_calibration(path)
+    if calibration is None:
+        return weight, bias
+    return weight / calibration.std, (bias - calibration.mean) / calibration.std

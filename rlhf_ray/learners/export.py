@@ -1,0 +1,146 @@
+"""The policy on its way out: whole tensors by name, probes, a transformers directory.
+
+Gathering is collective: every rank calls the same method, and rank 0 alone gets what comes of it.
+Shapes: L input positions, N predicted tokens.
+"""
+
+import contextlib
+import copy
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from rlhf_ray.learners.group import Group
+from rlhf_ray.learners.sharding import Weights, Whole
+from rlhf_ray.models.actor_critic import Actor
+
+_PREFIX = "model."  # of the language model within Actor
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter by its first one: of a tied head, under both."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        key = first.setdefault(id(parameter), name)
+        names.setdefault(key, []).append(name)
+    return names
+
+
+class Exporter:
+    """Gathers the policy of `actor`, whose float32 masters `weights` holds.
+
+    Args:
+        names: from `tied_names`, taken before the parameters were sharded.
+        source: where the policy came from; its tokenizer goes with it.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        weights: Weights,
+        names: dict[str, list[str]],
+        group: Group,
+        *,
+        dtype: torch.dtype,
+        source: str | Path | None,
+    ) -> None:
+        self.actor, self.weights, self.group = actor, weights, group
+        self._names, self._dtype, self._source = names, dtype, source
+
+    def export(self, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor in `dtype`) of every parameter; tied ones under all their names.
+
+        Every rank goes through the iterator to its end; only rank 0's yields. A tensor may be the
+        master itself: copy it before the next update.
+        """
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        for name, tensor in self.weights.full_tensors():
+            if self.group.rank != 0 or not name.startswith(_PREFIX):
+                continue
+            tensor = tensor.to(dtype)
+            for alias in self._names[name.removeprefix(_PREFIX)]:
+                yield alias, tensor
+
+    @torch.no_grad()
+    def probes(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], list[float]]]:
+        """(token ids, log-probabilities of all but the first) of each sequence on rank 0, else [].
+
+        In float32 at temperature 1, one sequence at a time: what any engine with these weights
+        must give.
+        """
+        found = []
+        with self._float32_actor() as actor:
+            if actor is not None:
+                found = [(list(ids), self._probe(actor, ids)) for ids in sequences]
+        return found if self.group.rank == 0 else []
+
+    def save_policy(self, directory: str | Path) -> None:
+        """Write float32 weights, config and tokenizer as `from_pretrained` and vLLM load them."""
+        directory = Path(directory)
+        whole = self._gathered_model()
+        if whole is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            whole.save_pretrained(directory)
+            if self._source is not None:
+                _copy_tokenizer(self._source, directory)
+        self.group.barrier()
+
+    def _probe(self, actor: Actor, ids: Sequence[int]) -> list[float]:
+        tokens_L = torch.tensor(ids, device=self.group.device)
+        index_N = torch.arange(len(ids) - 1, device=self.group.device)
+        out = actor(tokens_L[None, :-1], index_N, tokens_L[1:], temperature=1.0)
+        return out.logprobs_N.tolist()
+
+    @contextlib.contextmanager
+    def _float32_actor(self) -> Iterator[Actor | None]:
+        """The actor computing in float32, on the ranks that have to run it."""
+        if self._dtype == torch.float32:
+            yield self.actor
+        elif isinstance(self.weights, Whole):
+            with self.weights.computing_in_float32():
+                yield self.actor
+        else:
+            model = self._gathered_model()
+            yield None if model is None else Actor(model.to(self.group.device)).eval()
+
+    def _gathered_model(self) -> Any:
+        """A float32 model on the CPU of rank 0 with the policy's weights; None on other ranks."""
+        model: Any = None
+        if self.group.rank == 0:
+            with torch.device("meta"):
+                model = type(self.actor.model)(copy.deepcopy(self.actor.model.config))
+            model = model.to_empty(device="cpu").eval()
+            _restore_buffers(model, self.actor.model)
+            model.tie_weights()
+        targets = dict(model.named_parameters()) if model is not None else {}
+        for name, tensor in self.weights.full_tensors():
+            target = targets.get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
+            if target is not None:
+                target.data.copy_(tensor)
+        return model
+
+
+def _restore_buffers(model: nn.Module, source: nn.Module) -> None:
+    """Buffers (rotary frequencies and the like) are not parameters: copy them over."""
+    values = dict(source.named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(values[name])
+
+
+def _copy_tokenizer(source: str | Path, directory: Path) -> None:
+    """The tokenizer's own files where the source is a directory, else what transformers loads."""
+    if not Path(source).is_dir():
+        AutoTokenizer.from_pretrained(str(source)).save_pretrained(directory)
+        return
+    for pattern in ("tokenizer*", "vocab*", "merges.txt", "*token*.json", "*.model", "*.jinja"):
+        for file in Path(source).glob(pattern):
+            shutil.copy2(file, directory / file.name)
+    generation = Path(source) / "generation_config.json"
+    if generation.is_file():
+        shutil.copy2(generation, directory / generation.name)

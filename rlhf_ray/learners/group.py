@@ -1,0 +1,71 @@
+"""The ranks of a learner group: who I am, and sums over all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+@dataclass(frozen=True)
+class Group:
+    """N ranks that learn together; with one rank nothing is communicated.
+
+    Attributes:
+        mesh: the ranks as FSDP2 sees them; None for one rank.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def join(cls, *, rank: int, size: int, address: str, device: torch.device) -> "Group":
+        """Meet the other ranks at `address` (tcp://host:port); gloo on CPUs, NCCL on GPUs."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=address,
+            rank=rank,
+            world_size=size,
+        )
+        return cls(device, rank, size, init_device_mesh(device.type, (size,)))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Σ over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        return x
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def set_up_torch(*, threads: int | None = None, deterministic: bool = True) -> None:
+    """Threads, and algorithms that give the same bits each time. Once a process, before the models.
+
+    Memory is not filled before use: that is a search for bugs, and costs a fifth of a CPU's step.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def leave(groups: Sequence[Group]) -> None:
+    """End the process group, if one was joined."""
+    if any(group.size > 1 for group in groups) and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,107 @@
+"""Which rows a rank computes, and how they are cut into padded micro-batches.
+
+All of it follows from the lengths alone, so every rank knows every rank's share without asking.
+Shapes: B rows, L input positions, N response tokens of these rows end to end.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_ray.data.batching import token_budget_batches
+from rlhf_ray.data.ids import stable_hash
+from rlhf_ray.learners.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass, on the device.
+
+    Attributes:
+        input_ids_BL: int64, prompt + response without its last token, right-padded.
+        index_N: int64, the position in B·L that predicts each response token.
+        targets_N: int64, the response tokens.
+        token_index_N: int64 on the CPU, their places in the tokens of all rollouts.
+    """
+
+    input_ids_BL: Tensor
+    index_N: Tensor
+    targets_N: Tensor
+    token_index_N: Tensor
+
+
+def minibatches(n_rows: int, count: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Rows of each optimizer step of one epoch: a permutation that (seed, step, epoch) decides."""
+    generator = torch.Generator().manual_seed(stable_hash(seed, step, epoch, "minibatches"))
+    order = torch.randperm(n_rows, generator=generator).tolist()
+    size = n_rows // count
+    return [sorted(order[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def shares(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Rows of each rank, balanced by tokens: longest first, each to the rank with the least."""
+    if ranks == 1:
+        return [list(rows)]
+    loads = [(0, rank) for rank in range(ranks)]
+    result: list[list[int]] = [[] for _ in range(ranks)]
+    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
+        load, rank = heapq.heappop(loads)
+        result[rank].append(row)
+        heapq.heappush(loads, (load + lengths[row], rank))
+    return [sorted(share) for share in result]
+
+
+def micro_batches(
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    *,
+    rank: int,
+    ranks: int,
+    budget: int,
+    device: torch.device,
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of `rows`, as many as any rank has: empty ones fill up.
+
+    A collective waits for every rank, so each must make the same number of passes.
+    """
+    lengths = rollouts.input_lengths
+    cuts = [
+        [[share[i] for i in batch] for batch in _cut(share, lengths, budget)]
+        for share in shares(rows, lengths, ranks)
+    ]
+    mine = cuts[rank]
+    for i in range(max(len(cut) for cut in cuts)):
+        yield _micro_batch(rollouts, mine[i] if i < len(mine) else [], device)
+
+
+def _cut(share: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    return token_budget_batches([lengths[row] for row in share], budget) if share else []
+
+
+def _micro_batch(rollouts: Rollouts, rows: Sequence[int], device: torch.device) -> MicroBatch:
+    inputs = [np.concatenate([rollouts.prompts[row], rollouts.responses[row][:-1]]) for row in rows]
+    longest = max((len(row) for row in inputs), default=1)
+    input_ids = np.zeros((max(len(rows), 1), longest), np.int64)  # token 0 pads: nothing sees it
+    index, tokens = [], []
+    starts = rollouts.starts_B1.numpy()
+    for i, row in enumerate(rows):
+        input_ids[i, : len(inputs[i])] = inputs[i]
+        first = i * longest + len(rollouts.prompts[row]) - 1
+        index.append(np.arange(first, first + len(rollouts.responses[row])))
+        tokens.append(np.arange(starts[row], starts[row + 1]))
+    targets = [rollouts.responses[row] for row in rows]
+    return MicroBatch(
+        input_ids_BL=torch.from_numpy(input_ids).to(device),
+        index_N=_joined(index).to(device),
+        targets_N=_joined(targets).to(device),
+        token_index_N=_joined(tokens),
+    )
+
+
+def _joined(parts: list[np.ndarray]) -> Tensor:
+    joined = np.concatenate(parts) if parts else np.empty(0)
+    return torch.from_numpy(joined.astype(np.int64))

@@ -1,0 +1,130 @@
+"""The policy, and the critic: a model of its own, or a value head on the policy's trunk.
+
+Rows are prompt + response, right-padded and without an attention mask: under the causal mask no
+position sees the padding after it. `index_N` names the positions, in B·L, that predict the N
+response tokens: log π(a_t) and V_t are both read there, before a_t.
+
+Shapes: B rows, L input positions, N response tokens, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
+
+
+@dataclass(frozen=True)
+class ActorOutput:
+    """Of one forward pass: float32 [N] each; values only with a shared trunk."""
+
+    logprobs_N: Tensor
+    entropies_N: Tensor
+    values_N: Tensor | None
+
+
+class ValueHead(nn.Linear):
+    """One number a position, computed in float32. Zero at first: V = 0."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """values_N, float32."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.linear(hidden_ND.float(), weight, bias).squeeze(1)
+
+
+class Actor(nn.Module):
+    """A causal language model, with a value head where the trunk is shared."""
+
+    def __init__(self, model: Any, *, value_head: ValueHead | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+        self.head_shape = HeadShape.of(model.config)
+
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        index_N: Tensor,
+        targets_N: Tensor,
+        *,
+        temperature: float,
+        entropy: bool = False,
+        detach_trunk: bool = False,
+    ) -> ActorOutput:
+        """Log-probabilities of the response tokens, and values with a shared trunk.
+
+        `detach_trunk` keeps the gradient of the values in the value head.
+        """
+        hidden_ND = take_positions(_trunk(self.model.base_model, input_ids_BL), index_N)
+        logprobs_N, entropies_N = response_logprobs(
+            hidden_ND,
+            self.model.get_output_embeddings(),
+            targets_N,
+            shape=self.head_shape,
+            temperature=temperature,
+            entropy=entropy,
+        )
+        values_N = None
+        if self.value_head is not None:
+            values_N = self.value_head(hidden_ND.detach() if detach_trunk else hidden_ND)
+        return ActorOutput(logprobs_N, entropies_N, values_N)
+
+
+class Critic(nn.Module):
+    """A trunk of its own and a value head."""
+
+    def __init__(self, backbone: Any, value_head: ValueHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.value_head = value_head
+
+    def forward(self, input_ids_BL: Tensor, index_N: Tensor) -> Tensor:
+        """values_N, float32."""
+        return self.value_head(take_positions(_trunk(self.backbone, input_ids_BL), index_N))
+
+
+def value_head_for(
+    backbone: Any, *, weight_D: Tensor | None = None, bias: Tensor | None = None
+) -> ValueHead:
+    """A head for this trunk: zero, or a copy of a reward model's."""
+    head = ValueHead(backbone.config.get_text_config().hidden_size)
+    with torch.no_grad():
+        if weight_D is not None:
+            head.weight.copy_(weight_D.reshape(1, -1))
+        if bias is not None:
+            head.bias.copy_(bias.reshape(1))
+    return head
+
+
+@torch.no_grad()
+def check_head(actor: Actor, *, tolerance: float = 1e-3) -> None:
+    """Raise ValueError where this model's logits are not what `Actor` computes from its trunk.
+
+    Compares log-probabilities of four tokens with those of the model's own forward pass.
+    """
+    device = next(actor.parameters()).device
+    vocab = actor.model.get_output_embeddings().weight.shape[0]
+    ids_1L = (torch.arange(5, device=device)[None] * 7 + 3) % vocab
+    own_LV = torch.log_softmax(actor.model(ids_1L[:, :-1], use_cache=False).logits[0].float(), 1)
+    own_N = own_LV.gather(1, ids_1L[0, 1:, None]).squeeze(1)
+    index_N = torch.arange(4, device=device)
+    ours_N = actor(ids_1L[:, :-1], index_N, ids_1L[0, 1:], temperature=1.0).logprobs_N
+    if (worst := float((own_N - ours_N).abs().max())) > tolerance:
+        raise ValueError(
+            f"{type(actor.model).__name__}: log-probabilities from the trunk and the output "
+            f"embeddings differ by {worst:.3g} from the model's own; its logits go through a step "
+            f"that rlhf_ray.models.logprobs.HeadShape does not know"
+        )
+
+
+def _trunk(backbone: Any, input_ids_BL: Tensor) -> Tensor:
+    """hidden_BLD after the last norm."""
+    return backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
