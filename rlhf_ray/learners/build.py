@@ -1,7 +1,7 @@
 """A learner from directories: the policy, and a critic from the reward model or at zero."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,48 +12,47 @@ from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.attention import use_short_attention
-from rlhf_ray.models.loading import compute_dtype, load_causal_lm
+from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.reward_model import RewardModel, read_calibration
 
 
 def build_learner(
-    settings: PPO,
+    policy: str | Path,
     *,
-    policy_path: str | Path,
-    critic_path: str | Path | None = None,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    settings: PPO,
+    seed: int,
     temperature: float,
-    run_seed: int,
+    dtype: torch.dtype = torch.float32,
     group: Group | None = None,
+    reward_model: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> PPOLearner:
-    """Load the policy at `policy_path`, and the critic that the settings ask for.
+    """Load the policy at `policy`, and the critic that the settings ask for.
 
-    A separate critic starts from `critic_path` (a directory that RewardModel wrote, with the
+    A separate critic starts from `reward_model` (a directory that RewardModel wrote, with the
     policy's tokenizer and a causal backbone), else from the policy's trunk with a zero head.
     """
-    group = group or Group()
-    actor = Actor(load_causal_lm(policy_path, trust_remote_code=trust_remote_code))
+    actor = Actor(load_causal_lm(policy, trust_remote_code=trust_remote_code))
     use_short_attention(actor.model)
     check_head(actor)
     critic = None
     if ESTIMATORS[settings.estimator].needs_values:
         if settings.critic == "shared":
             actor.value_head = value_head_for(actor.model)
-        elif critic_path is None:
-            trunk = load_causal_lm(policy_path, trust_remote_code=trust_remote_code).base_model
+        elif reward_model is None:
+            trunk = load_causal_lm(policy, trust_remote_code=trust_remote_code).base_model
             critic = new_critic(trunk)
         else:
-            critic = critic_from_reward_model(critic_path, trust_remote_code=trust_remote_code)
+            critic = critic_from_reward_model(reward_model, trust_remote_code=trust_remote_code)
     return PPOLearner(
         actor,
         critic,
         settings=settings,
-        seed=run_seed,
+        seed=seed,
         temperature=temperature,
-        dtype=compute_dtype(dtype, group.device),
+        dtype=dtype,
         group=group,
-        source=policy_path,
+        source=policy,
     )
 
 

@@ -185,6 +185,6 @@ def _split(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The trunk's layers: the longest list of equal modules."""
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return list(max(lists, key=lambda blocks: len(blocks))) if lists else []
+    """The trunk's layers: the longest list of modules."""
+    lists = [list(m.children()) for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len, default=[])
