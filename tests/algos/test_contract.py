@@ -208,3 +208,13 @@ def test_integer_tensors_raise(case):
 def test_no_rows_at_all_is_no_error(case):
     for out in CASES[case](random_batch(7).rows(slice(0, 0))):
         assert out.isfinite().all() and (out.ndim == 0 or len(out) == 0)
+
+
+@pytest.mark.gpu
+@every_case
+def test_a_gpu_gives_what_the_cpu_gives(case):
+    batch = random_batch(8, rows=5, length=9)
+    moved = Batch(*(x.cuda() for x in batch.inputs), batch.mask_BT.cuda())
+    for got, want in zip(CASES[case](moved), CASES[case](batch), strict=True):
+        assert got.is_cuda
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-9, atol=1e-10)

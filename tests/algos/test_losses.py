@@ -122,7 +122,7 @@ def test_an_overflowing_ratio_spoils_no_gradient_where_it_is_clipped():
     loss, _ = policy_loss(
         logprobs, torch.tensor([[0.0, 0.0, 0.0, -1.0]]), advantages, mask, dual_clip=3.0
     )
-    assert float(loss) == pytest.approx((-1.2 + 3.0 - 0.0 - 1.0) / 4)
+    assert loss.item() == pytest.approx((-1.2 + 3.0 - 0.0 - 1.0) / 4)
     loss.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 0.0, 0.0, -0.25]]))
 
