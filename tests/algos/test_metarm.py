@@ -102,7 +102,7 @@ def test_the_gradient_is_taken_at_the_shifted_point_and_left_at_the_origin():
     shifted_loss = reference.loss()
     want = torch.autograd.grad(shifted_loss, parameters)
     assert reference.objective() > start
-    assert float(objective) == float(start) and float(loss) == float(shifted_loss)
+    assert objective.item() == start.item() and loss.item() == shifted_loss.item()
     assert not loss.requires_grad
     for p, g in zip(problem.model.parameters(), want, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-14)
