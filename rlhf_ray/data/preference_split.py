@@ -1,4 +1,4 @@
-"""Held-out lists that training cannot have seen: what shares a dialogue or a text stays together."""
+"""Held-out lists that training cannot have seen: what shares a dialogue or a text stays whole."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

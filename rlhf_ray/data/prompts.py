@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Data
 from rlhf_ray.data.chat import Messages, as_messages, render
-from rlhf_ray.data.escapes import unescape
 from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.rows import BadRows, Row, RowFault, column_of, filled_text_of, read_rows
 from rlhf_ray.data.split import heldout_mask
@@ -107,18 +106,11 @@ def _load(
 def _prompts_of(row: Row, data: Data, seed: int) -> Iterator[str | Messages]:
     if data.prompt_prefix_chars is None:
         if isinstance(row.value, str):
-            yield (
-                filled_text_of(unescape(row.value.split("\t")[0]), "the prompt")
-                if (row.source.endswith(".tsv"))
-                else filled_text_of(row.value, "the prompt")
-            )
-        else:
-            value = column_of(row.value, data.prompt_column)
-            yield (
-                as_messages(value)
-                if isinstance(value, list)
-                else filled_text_of(value, repr(data.prompt_column))
-            )
+            yield filled_text_of(row.cells()[0], "the prompt")
+            return
+        value = column_of(row.value, data.prompt_column)
+        is_chat = isinstance(value, list)
+        yield as_messages(value) if is_chat else filled_text_of(value, repr(data.prompt_column))
         return
     low, high = data.prompt_prefix_chars
     if not 1 <= low <= high:
@@ -131,9 +123,7 @@ def _prompts_of(row: Row, data: Data, seed: int) -> Iterator[str | Messages]:
 def _whole_texts(row: Row, data: Data) -> list[str]:
     """The texts of a row of which prompts are the beginnings."""
     if isinstance(row.value, str):
-        if row.source.endswith(".tsv"):
-            return [unescape(cell) for cell in row.value.split("\t")]
-        return [row.value]
+        return row.cells()
     name = data.text_column if data.text_column in row.value else data.prompt_column
     return [filled_text_of(column_of(row.value, name), repr(name))]
 

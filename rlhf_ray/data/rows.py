@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from rlhf_ray.data.escapes import unescape
+
 LINE_SUFFIXES = {".txt", ".tsv"}
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 SUFFIXES = LINE_SUFFIXES | JSON_SUFFIXES | {".parquet"}
@@ -48,6 +50,13 @@ class Row:
     line: int
     value: str | dict[str, Any]
 
+    def cells(self) -> list[str]:
+        """Texts of a line: the cells of a .tsv, unescaped; otherwise the line as it is."""
+        line = str(self.value)
+        if not self.source.lower().endswith(".tsv"):
+            return [line]
+        return [unescape(cell) for cell in line.split("\t")]
+
 
 def read_rows(path: str | Path, bad: BadRows) -> Iterator[Row]:
     """Rows of `path`: a file, a directory of `datasets.save_to_disk`, or a data set's name.
@@ -65,9 +74,8 @@ def read_rows(path: str | Path, bad: BadRows) -> Iterator[Row]:
         if suffix in LINE_SUFFIXES:
             return _line_rows(file, bad)
         return _json_rows(file, bad) if suffix in JSON_SUFFIXES else _parquet_rows(file, bad)
-    if suffix in SUFFIXES or file.is_absolute():
-        if file.is_dir():
-            return _dataset_rows(str(path))
+    on_disk = Path(str(path).partition(":")[0]).is_dir()
+    if not on_disk and (suffix in SUFFIXES or file.is_absolute()):
         raise ValueError(f"there is no file {path}: check the path (now in {Path.cwd()})")
     return _dataset_rows(str(path))
 

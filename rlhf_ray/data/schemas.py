@@ -35,8 +35,13 @@ EOS, LENGTH = "eos", "length"  # the finish reasons
 
 
 def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows (dicts with every column of ROLLOUT) as one contiguous table, in the order given."""
-    return pa.Table.from_pylist(list(rows), schema=ROLLOUT)
+    """Rows (dicts with every column of ROLLOUT) as one contiguous table, in the order given.
+
+    Raises ValueError where a row lacks a value.
+    """
+    table = pa.Table.from_pylist(list(rows), schema=ROLLOUT)
+    check(table, ROLLOUT.names)
+    return table
 
 
 def ref_columns(rollout_ids: pa.Array, ref_logprobs: Sequence[np.ndarray]) -> pa.Table:
@@ -87,7 +92,7 @@ def check(table: pa.Table, required: Sequence[str]) -> None:
 def join(rollouts: pa.Table, *others: pa.Table) -> pa.Table:
     """`rollouts` with the new columns of `others`, matched by `rollout_id`, sorted by it.
 
-    Raises ValueError where the ids differ or repeat.
+    Raises ValueError where the ids differ or repeat, or where a column is there already.
     """
     order = np.argsort(ids := rollouts.column("rollout_id").to_numpy(), kind="stable")
     ids = ids[order]
@@ -101,8 +106,11 @@ def join(rollouts: pa.Table, *others: pa.Table) -> pa.Table:
             raise ValueError("the scorer's rollout ids are not those of the rollouts it was given")
         matched = other.take(other_order)
         for name in matched.column_names:
-            if name != "rollout_id":
-                result = result.append_column(name, matched.column(name))
+            if name == "rollout_id":
+                continue
+            if name in result.column_names:
+                raise ValueError(f"two tables bring the column {name!r}; each column has one maker")
+            result = result.append_column(name, matched.column(name))
     return result
 
 

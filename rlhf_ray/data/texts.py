@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.data.escapes import unescape
 from rlhf_ray.data.rows import (
     BadRows,
     OnBadRow,
@@ -77,10 +76,8 @@ def split_texts(texts: Sequence[Text], fraction: float, seed: int) -> tuple[list
 
 def _texts_of(row: Row, text: str, prompt: str, response: str) -> Iterator[Text]:
     if isinstance(row.value, str):
-        cells = row.value.split("\t") if row.source.endswith(".tsv") else [row.value]
-        for i, cell in enumerate(cells, 1):
-            plain = unescape(cell) if len(cells) > 1 else cell
-            yield Text("", filled_text_of(plain, f"cell {i}" if len(cells) > 1 else "the text"))
+        for i, cell in enumerate(row.cells(), 1):
+            yield Text("", filled_text_of(cell, f"cell {i}" if "\t" in row.value else "the text"))
     elif text in row.value:
         yield Text("", filled_text_of(row.value[text], repr(text)))
     elif response in row.value:

@@ -1,0 +1,122 @@
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.data.escapes import escape, unescape
+from rlhf_ray.data.rows import BadRows, read_rows
+from rlhf_ray.data.split import heldout_mask
+
+
+def rows(path, on_bad_row="fail"):
+    return [(row.line, row.value) for row in read_rows(path, BadRows(on_bad_row))]
+
+
+def test_only_newlines_end_a_line_and_empty_lines_count_but_give_no_row(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\u2028still one\x85\n\n two \r\nlast".encode())
+    assert rows(path) == [(1, "one\u2028still one\x85"), (3, " two "), (4, "last")]
+
+
+def test_bytes_that_are_no_text_are_a_bad_row(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\n\xff\xfe\nfine\n")
+    with pytest.raises(ValueError, match=r"a\.txt:2: not UTF-8"):
+        rows(path)
+    bad = BadRows("skip")
+    assert [row.value for row in read_rows(path, bad)] == ["fine", "fine"]
+    assert bad.count == 1
+    assert bad.examples[0].startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"a": 1', "broken JSON"),
+        ('{"a": 1}}', "broken JSON"),
+        ("[1]", "a list, not a JSON object"),
+        ("3", "a number, not a JSON object"),
+        ("null", r"nothing \(null\), not a JSON object"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ('{"a": ' + "9" * 5000 + "}", "broken JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": "\t"}', "control character"),
+        (" ", "broken JSON"),
+    ],
+)
+def test_broken_json_names_file_line_and_fault(tmp_path, line, fault):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"x": 1}}\n{line}\n{{"x": 2}}\n')
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{fault}.*--data\.on-bad-row skip"):
+        rows(path)
+    assert rows(path, "skip") == [(1, {"x": 1}), (3, {"x": 2})]
+
+
+def test_every_kind_of_source_gives_the_same_rows(tmp_path):
+    values = [{"text": "好", "n": [1, 2]}, {"text": "b\n", "n": []}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
+    pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
+    data = datasets.Dataset.from_list(values)
+    data.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(
+        str(tmp_path / "splits")
+    )
+    wanted = list(enumerate(values, 1))
+    for name in ("a.jsonl", "a.parquet", "saved", "splits"):
+        assert rows(tmp_path / name) == wanted
+    assert rows(f"{tmp_path}/splits:test") == [(1, values[1])]
+
+
+def test_what_cannot_be_read_at_all_is_told_at_once(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.parquet").write_text("not parquet")
+    for name, message in (
+        (tmp_path / "none.txt", "there is no file"),
+        (tmp_path / "a.csv", "ends in .csv"),
+        (tmp_path / "a.parquet", "cannot be read as parquet"),
+        ("nobody/nothing-of-this-name", "neither a file here nor a data set"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows(name)
+
+
+@given(st.text())
+def test_unescape_is_the_inverse_of_escape(text):
+    cell = escape(text)
+    assert not set(cell) & set("\t\n\r")
+    assert unescape(cell) == text
+
+
+def test_escapes_by_hand_and_other_backslashes_stay():
+    assert escape("a\tb\\n\n") == r"a\tb\\n\n"
+    assert unescape(r'"quoted" 上网\下载 \d') == r'"quoted" 上网\下载 \d'
+
+
+@given(st.lists(st.text(max_size=3), max_size=40), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_no_text_is_on_both_sides_and_no_side_is_empty(texts, fraction, seed):
+    if len(set(texts)) < 2:
+        with pytest.raises(ValueError, match="cannot be split"):
+            heldout_mask(texts, fraction, seed)
+        return
+    mask = heldout_mask(texts, fraction, seed)
+    held = {t for t, m in zip(texts, mask, strict=True) if m}
+    kept = {t for t, m in zip(texts, mask, strict=True) if not m}
+    assert held and kept and not held & kept
+    backwards = heldout_mask(texts[::-1], fraction, seed)
+    assert backwards[::-1] == mask
+
+
+def test_the_share_held_out_is_what_was_asked_for_and_a_text_keeps_its_side():
+    texts = [str(i) for i in range(20_000)]
+    mask = heldout_mask(texts, 0.1, seed=3)
+    assert 1_800 < sum(mask) < 2_200  # 4.7 deviations
+    assert heldout_mask(texts[:5_000], 0.1, seed=3) == mask[:5_000]
+    assert heldout_mask(texts, 0.1, seed=4) != mask
+    assert not any(heldout_mask(texts, 0, seed=3))
+    with pytest.raises(ValueError, match="below 1"):
+        heldout_mask(texts, 1.0, seed=3)

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from rlhf_ray.data.texts import Text, load_texts, split_texts
+
+
+def write(tmp_path, name, lines):
+    path = tmp_path / name
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_lines_cells_and_columns(tmp_path):
+    txt = load_texts(write(tmp_path, "a.txt", ["one", r"a\tb", 'say "hi"']))
+    assert list(txt) == [Text("", "one"), Text("", r"a\tb"), Text("", 'say "hi"')]
+    tsv = load_texts(write(tmp_path, "a.tsv", ['"x"\ty', r"a\tb" + "\tc"]))
+    assert [t.response for t in tsv] == ['"x"', "y", "a\tb", "c"]
+    rows = [{"text": "one"}, {"prompt": "p", "response": "r"}, {"prompt": "", "response": "r"}]
+    jsonl = load_texts(write(tmp_path, "a.jsonl", map(json.dumps, rows)))
+    assert list(jsonl) == [Text("", "one"), Text("p", "r"), Text("", "r")]
+    named = load_texts(
+        write(tmp_path, "b.jsonl", ['{"q": "p", "a": "r"}', '{"t": "x"}']),
+        text_column="t",
+        prompt_column="q",
+        response_column="a",
+    )
+    assert list(named) == [Text("p", "r"), Text("", "x")]
+
+
+def test_a_cell_means_the_same_alone_in_its_line(tmp_path):
+    found = load_texts(write(tmp_path, "a.tsv", [r"a\tb"]))
+    assert found[0] == Text("", "a\tb")
+
+
+def test_bad_rows(tmp_path):
+    rows = ['{"text": "a"}', '{"prompt": "p"}', '{"response": "r"}', '{"text": null}', "{"]
+    path = write(tmp_path, "a.jsonl", rows)
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: neither 'text' nor 'prompt' and 'response'"):
+        load_texts(path)
+    found = load_texts(path, on_bad_row="skip")
+    assert (len(found), found.bad_rows) == (1, 4)
+    with pytest.raises(ValueError, match=r"a\.tsv:1: cell 2 is empty"):
+        load_texts(write(tmp_path, "a.tsv", ["a\t\tb"]))
+    with pytest.raises(ValueError, match="holds no text"):
+        load_texts(write(tmp_path, "b.txt", []))
+
+
+def test_split_keeps_equal_texts_together():
+    texts = [Text("p", str(i % 40)) for i in range(120)]
+    train, heldout = split_texts(texts, 0.25, seed=0)
+    assert train and heldout and not set(train) & set(heldout)
+    assert sorted(map(str, train + heldout)) == sorted(map(str, texts))
