@@ -125,7 +125,8 @@ def _rendered(
     if not uses_template(tokenizer, chat_template) or not (parsed.turns or parsed.prompt):
         return parsed
     if not parsed.turns:
-        return replace(parsed, prompt=render(parsed.prompt, tokenizer, chat_template))
+        rendered = render(parsed.prompt, tokenizer, chat_template)
+        return replace(parsed, prompt=rendered, turns=(("user", parsed.prompt),))
     return replace(
         parsed,
         prompt=render(parsed.turns, tokenizer, chat_template),

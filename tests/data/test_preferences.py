@@ -1,0 +1,243 @@
+import json
+from collections import Counter
+from dataclasses import replace
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.data.preferences import RankedList, load_lists, write_jsonl, write_tsv
+
+HH = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: a joke\n\nAssistant:"
+
+
+def lists_of(tmp_path, *rows, name="a.jsonl", **options):
+    path = tmp_path / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return load_lists(path, **options)
+
+
+def content_of(one):
+    return one.prompt, one.responses, one.ranks
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_tsv_of_any_length_keeps_quotes_and_unescapes(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('"best"\tso "so"\tworst\n' + r"a\tb\n" + "\t" + r"\\(≧▽≦)/" + "\n")
+    first, second = load_lists(path)
+    assert content_of(first) == ("", ('"best"', 'so "so"', "worst"), (1, 2, 3))
+    assert content_of(second) == ("", ("a\tb\n", "\\(≧▽≦)/"), (1, 2))
+    assert (second.source, second.line) == (str(path), 2)
+
+
+def test_ranked_json_with_ties_annotator_and_time(tmp_path):
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
+    notes = {"annotator": "ann", "time": "2024-05-01T10:00"}
+    found = lists_of(tmp_path, row | notes, {**row, "prompt": None, "id": 7})
+    assert content_of(found[0]) == ("p", ("a", "b", "c"), (2, 1, 2))
+    assert (found[0].annotator, found[0].time) == ("ann", "2024-05-01T10:00")
+    assert content_of(found[1]) == ("", ("a", "b", "c"), (2, 1, 2))
+    assert found[1].annotator is None
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "responses"),
+    [
+        ({"prompt": "p", "selected": "s", "rejected": "r"}, "p", ("s", "r")),
+        ({"chosen": f"{HH} ha\n\nha", "rejected": f"{HH} no"}, HH, (" ha\n\nha", " no")),
+        ({"chosen": f"{HH} half way", "rejected": f"{HH} half"}, HH, (" half way", " half")),
+        ({"chosen": f"{HH} said", "rejected": HH}, HH, (" said", "")),
+        ({"chosen": "The sky is blue", "rejected": "The sky is red"}, "",
+         ("The sky is blue", "The sky is red")),
+        ({"context": [{"role": "Human", "text": "问"}],
+          "chosen": {"role": "Assistant", "text": "好"},
+          "rejected": {"role": "Assistant", "text": "坏"}},
+         "\n\nHuman: 问\n\nAssistant:", (" 好", " 坏")),
+        ({"context": [{"from": "Human", "content": "q"}, {"from": "Assistant", "value": "a"},
+                      {"from": "Human", "value": "q2"}],
+          "chosen": {"from": "Assistant", "content": "x"},
+          "rejected": {"from": "Assistant", "value": "y"}},
+         "\n\nHuman: q\n\nAssistant: a\n\nHuman: q2\n\nAssistant:", (" x", " y")),
+        ({"prompt": "p ", "chosen": "c", "rejected": "r"}, "p ", ("c", "r")),
+        ({"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
+         "\n\nuser: q\n\nassistant:", (" c", " r")),
+        ({"prompt": "q", "chosen": [assistant("c")], "rejected": [assistant("r")]},
+         "\n\nuser: q\n\nassistant:", (" c", " r")),
+        ({"prompt": "q", "chosen": [user("q"), assistant("c")],
+          "rejected": [user("q"), assistant("r")]}, "\n\nuser: q\n\nassistant:", (" c", " r")),
+        ({"chosen": [user("q"), assistant("a"), user("b"), assistant("c")],
+          "rejected": [user("q"), assistant("a"), user("b"), assistant("r")]},
+         "\n\nuser: q\n\nassistant: a\n\nuser: b\n\nassistant:", (" c", " r")),
+        ({"chosen": [user("q"), assistant("c"), user("more"), assistant("d")],
+          "rejected": [user("q"), assistant("r")]},
+         "\n\nuser: q\n\nassistant:", (" c\n\nuser: more\n\nassistant: d", " r")),
+    ],
+)  # fmt: skip
+def test_each_pair_format(tmp_path, row, prompt, responses):
+    (one,) = lists_of(tmp_path, row)
+    assert content_of(one) == (prompt, responses, (1, 2))
+
+
+def test_the_whole_transcript_is_prompt_and_response(tmp_path):
+    rows = [
+        {
+            "chosen": f"{HH} one\n\nHuman: no\n\nAssistant: two",
+            "rejected": f"{HH} one\n\nHuman: why",
+        },
+        {"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"},
+    ]
+    for one, row in zip(lists_of(tmp_path, *rows), rows, strict=True):
+        assert [one.prompt + r for r in one.responses] == [row["chosen"], row["rejected"]]
+
+
+def test_chat_template_renders_conversations_and_prompts(tmp_path, chat_tokenizer):
+    rows = [
+        {"prompt": "p", "selected": "s", "rejected": "r"},
+        {"chosen": f"{HH} c", "rejected": f"{HH} r"},
+        {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"prompt": "", "responses": ["c", "r"], "ranks": [1, 2]},
+    ]
+    found = lists_of(tmp_path, *rows, tokenizer=chat_tokenizer)
+    assert [one.prompt for one in found] == [
+        "<user>p<assistant>",
+        "<user>hi<assistant>yes?<user>a joke<assistant>",
+        "<user>q<assistant>",
+        "",
+    ]
+    assert [one.responses for one in found] == [("s", "r"), ("c", "r"), ("c", "r"), ("c", "r")]
+    assert [one.group for one in found] == ["p", "hi", "q", ""]
+    never = lists_of(tmp_path, *rows, tokenizer=chat_tokenizer, chat_template="never")
+    assert never == lists_of(tmp_path, *rows)
+
+
+def test_parquet_and_saved_data_sets_read_the_same(tmp_path):
+    rows = [
+        {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"prompt": [user("q2")], "chosen": [assistant("c2")], "rejected": [assistant("r2")]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    wanted = [content_of(one) for one in lists_of(tmp_path, *rows)]
+    for name in ("a.parquet", "saved"):
+        assert [content_of(one) for one in load_lists(tmp_path / name)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"responses": ["a", "b"]}, "fit no format"),
+        ({"prompt": "p", "chosen": "c"}, "fit no format"),
+        ({"responses": ["a", "b"], "ranks": [1]}, "2 responses and 1 ranks"),
+        ({"responses": ["a", "b"], "ranks": [1, 1]}, "no two different responses"),
+        ({"responses": ["a"], "ranks": [1]}, "no two different responses"),
+        ({"responses": ["a", "a"], "ranks": [1, 2]}, "no two different responses"),
+        ({"responses": ["a", "b"], "ranks": [1, "2"]}, "rank '2' is not a whole number"),
+        ({"responses": ["a", " "], "ranks": [1, 2]}, "response 2 is empty"),
+        ({"responses": "ab", "ranks": [1, 2]}, "are lists"),
+        ({"chosen": [user("q"), assistant("c")], "rejected": [user("q"), user("r")]},
+         "chosen is by 'assistant' and rejected by 'user'"),
+        ({"context": [], "chosen": user("a"), "rejected": user("b")}, "at least one message"),
+        ({"context": [{"role": "user", "content": "a", "text": "b"}], "chosen": user("a"),
+          "rejected": user("b")}, "a message has one of"),
+        ({"chosen": [3], "rejected": [4]}, "a message is an object"),
+        ({"chosen": "x", "rejected": [user("x")]}, "'rejected' is a list, not a text"),
+    ],
+)  # fmt: skip
+def test_a_bad_list_says_what_is_wrong(tmp_path, row, fault):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{fault}"):
+        lists_of(tmp_path, row)
+
+
+def test_a_file_without_lists(tmp_path):
+    with pytest.raises(ValueError, match="holds no ranked list"):
+        lists_of(tmp_path)
+    with pytest.raises(ValueError, match=r"\(1 bad rows\)"):
+        lists_of(tmp_path, {}, on_bad_row="skip")
+
+
+def test_a_list_in_code_is_checked_too():
+    for responses, ranks in ((("a", "b"), (1,)), (("a", "b"), (1, 1)), (("a",), (1,))):
+        with pytest.raises(ValueError, match="responses"):
+            RankedList("", responses, ranks, "here", 1)
+
+
+TEXTS = st.text(min_size=1, max_size=8).filter(str.strip)
+
+
+@st.composite
+def ranked_lists(draw, *, ties=True, prompt=TEXTS):
+    responses = draw(st.lists(TEXTS, min_size=2, max_size=5, unique=True))
+    if ties:
+        ranks = draw(st.lists(st.integers(-3, 9), min_size=len(responses), max_size=len(responses)))
+        if len(set(ranks)) == 1:
+            ranks[0] += 1
+    else:
+        ranks = draw(st.permutations(range(1, len(responses) + 1)))
+    note = st.none() | st.text(max_size=4)
+    return RankedList(
+        draw(prompt), tuple(responses), tuple(ranks), "?", 0, draw(note), draw(note)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lists")
+
+
+@given(st.lists(ranked_lists(), min_size=1, max_size=4))
+def test_jsonl_round_trip_is_exact(folder, lists):
+    path = folder / "a.jsonl"
+    write_jsonl(path, lists)
+    place = {"source": str(path)}
+    assert list(load_lists(path)) == [
+        replace(one, line=n, group=one.prompt, **place) for n, one in enumerate(lists, 1)
+    ]
+
+
+@given(st.lists(ranked_lists(ties=False, prompt=st.just("")), min_size=1, max_size=4))
+def test_tsv_round_trip_is_exact_best_first(folder, lists):
+    path = folder / "a.tsv"
+    write_tsv(path, lists)
+    for one, back in zip(lists, load_lists(path), strict=True):
+        best_first = [one.responses[one.ranks.index(r)] for r in sorted(one.ranks)]
+        assert list(back.responses) == best_first
+        assert back.ranks == tuple(range(1, len(best_first) + 1))
+
+
+def test_tsv_refuses_what_it_cannot_hold(tmp_path):
+    tied = RankedList("", ("a", "b", "c"), (1, 1, 2), "s", 4)
+    prompted = RankedList("p", ("a", "b"), (1, 2), "s", 4)
+    for one in (tied, prompted):
+        with pytest.raises(ValueError, match=r"s:4 has a prompt or a tie.*\.jsonl"):
+            write_tsv(tmp_path / "a.tsv", [one])
+
+
+def test_mixtures_take_each_part_by_its_weight(tmp_path):
+    for name, count in (("a", 400), ("b", 30)):
+        lines = [f"{name}{i}\t{name}-{i}\n" for i in range(count)]
+        (tmp_path / f"{name}.tsv").write_text("".join(lines))
+    a, b = tmp_path / "a.tsv", tmp_path / "b.tsv"
+    found = load_lists(f"{a}=0.25,{b}=2.5", seed=1)
+    times = Counter((one.source, one.line) for one in found)
+    assert {times[str(b), line] for line in range(1, 31)} == {2, 3}
+    assert {times[str(a), line] for line in range(1, 401)} == {0, 1}
+    assert 65 < sum(count for (source, _), count in times.items() if source == str(a)) < 135
+    assert found == load_lists(f"{a}=0.25,{b}=2.5", seed=1)
+    assert found != load_lists(f"{a}=0.25,{b}=2.5", seed=2)
+    assert len(load_lists(f"{a},{b}")) == 430
+    for wrong in (f"{a}=x,{b}", f"{a}=0,{b}", f"{a},", f"{a}=nan", f"{a}=inf"):
+        with pytest.raises(ValueError, match="FILE=WEIGHT"):
+            load_lists(wrong)
+    with pytest.raises(ValueError, match="there is no file"):
+        load_lists(f"{a},{tmp_path}/none.tsv")
