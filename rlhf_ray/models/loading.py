@@ -1,0 +1,129 @@
+"""Tokenizers and language models from a path or name, with errors that say what to do."""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+Module = TypeVar("Module", bound=nn.Module)
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+
+
+def compute_dtype(
+    setting: Literal["auto", "float32", "bfloat16"], device: torch.device | str = "cpu"
+) -> torch.dtype:
+    """The dtype of matrix products. auto: bfloat16 where the hardware multiplies it natively."""
+    if setting != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(
+    path: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path` (a directory or a hub name), with an EOS and a pad token.
+
+    Without a pad token the EOS serves: no token is added, so ids keep their meaning.
+    Raises ValueError where there is none, or it has no EOS.
+    """
+    options = source_options(path, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = tokenizer_class(path, options).from_pretrained(str(path), **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer at {path} has no EOS token, and a response ends with it: "
+            f"set `eos_token` in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_class(path: str | Path, options: dict[str, bool]) -> type:
+    """A generic tokenizer by its own class: beside a config of type `qwen2`, AutoTokenizer would
+    take it for Qwen2's, with other words and one token more than the model has.
+    """
+    named = get_tokenizer_config(str(path), **options).get("tokenizer_class")
+    return PreTrainedTokenizerFast if named in GENERIC_TOKENIZERS else AutoTokenizer
+
+
+def load_causal_lm(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model at `path` (a directory or a hub name), in eval mode.
+
+    Raises ValueError where there is none, or the weights are of something else.
+    """
+    options = source_options(path, trust_remote_code=trust_remote_code)
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    named = config.architectures or []
+    if named and not any(name.endswith(CAUSAL_ENDINGS) for name in named):
+        raise ValueError(
+            f"{path} holds {', '.join(named)}, not a causal language model: "
+            f"give a model whose architecture ends in {' or '.join(CAUSAL_ENDINGS)}"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no language model could be loaded from {path}: {_first_line(error)}") from error
+    return model.eval()
+
+
+def load_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model config at `path`. Raises ValueError where there is none."""
+    options = source_options(path, trust_remote_code=trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(str(path), **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model could be loaded from {path}: {_first_line(error)}") from error
+
+
+def source_options(path: str | Path, *, trust_remote_code: bool = False) -> dict[str, bool]:
+    """Keyword arguments for `from_pretrained`: the hub is not asked about a directory.
+
+    Raises ValueError where `path` looks like a directory and is none.
+    """
+    text = str(path)
+    local = Path(text).is_dir()
+    if not local and (isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1):
+        raise ValueError(
+            f"model directory {text} does not exist: give a directory that holds a config.json, "
+            f"or a hub name such as owner/model"
+        )
+    return {"local_files_only": local, "trust_remote_code": trust_remote_code}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def cast_parameters(model: Module, dtype: torch.dtype) -> Module:
+    """`model` with its floating-point parameters in `dtype`, in place.
+
+    Buffers keep their type: rotary frequencies in bfloat16 would misplace tokens.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model

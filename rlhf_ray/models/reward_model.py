@@ -1,0 +1,206 @@
+"""A scalar head on a decoder or an encoder: text in, one score out.
+
+B rows, T positions, D features.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModel,
+    PreTrainedModel,
+)
+
+from rlhf_ray.models.attention import use_short_attention
+from rlhf_ray.models.loading import cast_parameters, load_config, source_options
+
+Pooling = Literal["last", "mean", "pooler", "cls"]
+HEAD_FILE, SETTINGS_FILE, CALIBRATION_FILE = "head.safetensors", "reward_model.json", "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Mean and deviation of raw scores on samples of the reference policy, and how many they were."""
+
+    mean: float
+    std: float
+    samples: int
+
+    def __call__(self, scores_B: Tensor) -> Tensor:
+        """(scores − mean) / std: deviations from what the reference policy writes."""
+        return (scores_B - self.mean) / self.std
+
+
+class RewardModel(nn.Module):
+    """`head(pooled features)` of a backbone; raw scores, calibrated by who asks for it.
+
+    Padding never changes a score: rows are moved to the left edge first, so that padding is on the
+    right, where a causal mask hides it and an encoder is given the mask.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, pooling: Pooling, *, seed: int = 0) -> None:
+        """Give `backbone` a new head: weights of deviation 1/sqrt(D + 1), bias 0.
+
+        (Stiennon et al. 2020.) Raises ValueError for `pooler` on a backbone that has none.
+        """
+        super().__init__()
+        if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
+            raise ValueError(
+                f"pooling is `pooler`, and {type(backbone).__name__} has no pooler: "
+                f"set rm.pooling to cls or mean for an encoder, to last or mean for a decoder"
+            )
+        self.backbone = backbone
+        self.pooling = pooling
+        self.is_causal = is_causal(backbone)
+        features = backbone.config.get_text_config().hidden_size
+        self.head = nn.Linear(features, 1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.head.weight.normal_(0.0, (features + 1) ** -0.5, generator=generator)
+            self.head.bias.zero_()
+        use_short_attention(backbone)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        path: str | Path,
+        pooling: Pooling,
+        *,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """A new float32 reward model on the decoder or encoder at `path`; a language head is left out."""
+        return cls(_load_backbone(path, trust_remote_code=trust_remote_code), pooling, seed=seed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """The reward model that `save_pretrained` wrote, in eval mode. ValueError where there is none."""
+        path = Path(path)
+        if not (path / SETTINGS_FILE).is_file():
+            raise ValueError(
+                f"{path} holds no reward model ({SETTINGS_FILE} is missing): train one with "
+                f"jobs/rm.py, or give another model as reward source `classifier`"
+            )
+        settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
+        backbone = _load_backbone(path, trust_remote_code=trust_remote_code)
+        model = cls(backbone, settings["pooling"])
+        model.head.load_state_dict(load_file(path / HEAD_FILE))
+        return cast_parameters(model, dtype).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the backbone as AutoModel loads it, the head and the settings beside it."""
+        path = Path(path)
+        self.backbone.save_pretrained(path)
+        head = {name: x.detach().cpu().contiguous() for name, x in self.head.state_dict().items()}
+        save_file(head, path / HEAD_FILE)
+        settings = {"format": 1, "pooling": self.pooling}
+        (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Raw scores_B, float32 and with gradient.
+
+        input_ids_BT int64; attention_mask_BT is not 0 where a token counts; padding on either side,
+        any amount. Raises ValueError for a row without a token.
+        """
+        input_ids_BT, mask_BT = to_left_edge(input_ids_BT, attention_mask_BT)
+        needs_mask = not self.is_causal and not bool(mask_BT.all())
+        out = self.backbone(
+            input_ids=input_ids_BT, attention_mask=mask_BT.long() if needs_mask else None
+        )
+        features_BD = self._pool(out, mask_BT)
+        # In float32 whatever the backbone computes in: bfloat16 would tie scores that are close.
+        return F.linear(features_BD.float(), self.head.weight.float(), self.head.bias.float())[:, 0]
+
+    @torch.inference_mode()
+    def score(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Raw scores_B, float32, without gradient and without dropout."""
+        assert not self.training, "call eval() before scoring: dropout would change scores"
+        return self(input_ids_BT, attention_mask_BT)
+
+    def _pool(self, out, mask_BT: Tensor) -> Tensor:
+        if self.pooling == "pooler":
+            return out.pooler_output
+        hidden_BTD = out.last_hidden_state
+        if self.pooling == "cls":
+            return hidden_BTD[:, 0]
+        lengths_B = mask_BT.sum(1)
+        if self.pooling == "last":
+            return hidden_BTD[torch.arange(len(lengths_B), device=hidden_BTD.device), lengths_B - 1]
+        attended_BTD = torch.where(mask_BT[..., None], hidden_BTD.float(), 0.0)
+        return attended_BTD.sum(1) / lengths_B[:, None]
+
+
+def to_left_edge(input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with their attended tokens first, in order, cut to the longest; the mask as bool.
+
+    Raises ValueError for a row without an attended token.
+    """
+    assert input_ids_BT.ndim == 2 and input_ids_BT.shape == attention_mask_BT.shape
+    mask_BT = attention_mask_BT != 0
+    lengths_B = mask_BT.sum(1)
+    if not bool((lengths_B > 0).all()):
+        row = int((lengths_B == 0).nonzero()[0])
+        raise ValueError(f"row {row} has no attended token, so there is nothing to score: leave it out")
+    longest = int(lengths_B.max())
+    aligned_BT = torch.arange(longest, device=mask_BT.device) < lengths_B[:, None]
+    if not torch.equal(mask_BT[:, :longest], aligned_BT):
+        order_BT = (~mask_BT).to(torch.uint8).argsort(dim=1, stable=True)
+        input_ids_BT = input_ids_BT.gather(1, order_BT)
+    return input_ids_BT[:, :longest], aligned_BT
+
+
+def is_causal(backbone: PreTrainedModel) -> bool:
+    """Whether a position sees only those before it: a decoder, where padding on the right is unseen."""
+    kind, config = type(backbone.config), backbone.config
+    if kind in MODEL_FOR_MASKED_LM_MAPPING:
+        return bool(getattr(config, "is_decoder", False))
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_causal", True)
+
+
+def read_calibration(path: str | Path) -> Calibration | None:
+    """The calibration stored with the reward model at `path`; None where it has none yet."""
+    file = Path(path) / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def write_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Store `calibration` with the reward model at `path`, whole or not at all."""
+    file = Path(path) / CALIBRATION_FILE
+    aside = file.with_suffix(".json.tmp")
+    aside.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, file)
+
+
+def calibrate(scores_N: Tensor) -> Calibration:
+    """Mean and population deviation of raw scores. ValueError where they do not vary or are not finite."""
+    scores_N = scores_N.double()
+    mean, std = float(scores_N.mean()), float(scores_N.std(correction=0))
+    if not std > 1e-8:
+        raise ValueError(
+            f"{len(scores_N)} scores have mean {mean:g} and deviation {std:g}: a reward model whose "
+            f"scores do not vary, or are not finite, cannot guide a policy; train it again"
+        )
+    return Calibration(mean, std, len(scores_N))
+
+
+def _load_backbone(path: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
+    load_config(path, trust_remote_code=trust_remote_code)
+    options = source_options(path, trust_remote_code=trust_remote_code)
+    return AutoModel.from_pretrained(str(path), dtype=torch.float32, **options)
