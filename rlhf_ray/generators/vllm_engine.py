@@ -112,16 +112,15 @@ class VLLMGenerator:
         """Replace all weights between two steps. Requests in flight go on under the new ones.
 
         Raises ValueError for tensors that are not this model's, all of them and of its shapes;
-        nothing is changed then. After any exception from vLLM itself the engine is dead.
+        nothing is changed then. EngineDead where vLLM itself fails: the process must end.
         """
         self._check_usable()
         state = self._layout.complete(tensors)
-        self._usable = False  # an exception from here on leaves half a model behind
-        headless = self._layout.model_type in HEADLESS_LOADERS
-        weights = [(n, t) for n, t in state.items() if not (headless and n == "lm_head.weight")]
-        self._core.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        if headless:
-            self._engine.apply_model(_repack_head)
+        self._usable = False
+        try:
+            self._reload(state)
+        except Exception as error:  # whatever it is, it leaves half a model behind
+            raise EngineDead(f"loading version {version} failed half-way: {error}") from error
         self._usable = True
         self._version, self._loads = version, self._loads + 1
         self._restart_unsampled()
@@ -209,6 +208,13 @@ class VLLMGenerator:
             for token, logprob in zip(output.new_token_ids, logprobs, strict=True):
                 flight.add(token, logprob, self._version)
         return output.finish_reason is not None
+
+    def _reload(self, state: dict[str, torch.Tensor]) -> None:
+        if self._layout.model_type in HEADLESS_LOADERS:
+            state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+        self._core.collective_rpc("reload_weights", kwargs={"weights_iterator": [*state.items()]})
+        if self._layout.model_type in HEADLESS_LOADERS:
+            self._engine.apply_model(_repack_head)
 
     def _restart_unsampled(self) -> None:
         """Start again those in flight that have no token yet.
