@@ -18,8 +18,9 @@ from rlhf_ray.observe.tables import before_after_table, completions_table, facts
 SHOWN = {
     "loss/lm": ("loss", "{:.3f}"),
     "loss/rank": ("loss", "{:.3f}"),
-    "perplexity": ("ppl", "{:.1f}"),
+    "heldout/loss_lm": ("held-out", "{:.3f}"),
     "pair_accuracy": ("accuracy", "{:.3f}"),
+    "heldout/pair_accuracy": ("held-out", "{:.3f}"),
     "score/mean": ("score", "{:+.2f}"),
     "heldout/score": ("held-out", "{:+.2f}"),
     "kl/mean_k1": ("KL", "{:.2f}"),

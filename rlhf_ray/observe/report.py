@@ -87,10 +87,28 @@ _POOLS = (
 )
 _REWARD_MODEL = (
     Plot("Ranking loss", "nats a pair", {"loss/rank": "loss"}),
-    Plot("Pair accuracy", "fraction", {"pair_accuracy": "pairs"}),
-    Plot("Score gap of a pair", "mean ± deviation", {"gap/mean": "gap"}, spread="gap/std"),
+    Plot(
+        "Pair accuracy",
+        "fraction",
+        {"pair_accuracy": "training", "heldout/pair_accuracy": "held-out"},
+        dots=frozenset({"heldout/pair_accuracy"}),
+    ),
+    Plot(
+        "Score gap of a pair",
+        "held-out, mean ± deviation",
+        {"heldout/gap_mean": "gap"},
+        spread="heldout/gap_std",
+        dots=frozenset({"heldout/gap_mean"}),
+    ),
 )
-_SFT = (Plot("Language model loss", "nats a token", {"loss/lm": "loss"}),)
+_SFT = (
+    Plot(
+        "Language model loss",
+        "nats a token",
+        {"loss/lm": "training", "heldout/loss_lm": "held-out"},
+        dots=frozenset({"heldout/loss_lm"}),
+    ),
+)
 
 SECTIONS: Sequence[tuple[str, Phase, Sequence[Plot]]] = (
     ("PPO: the policy", "ppo", _NEW_POLICY),
@@ -100,7 +118,7 @@ SECTIONS: Sequence[tuple[str, Phase, Sequence[Plot]]] = (
     ("SFT", "sft", _SFT),
 )
 
-TIMES = ("generate", "score", "update", "publish", "checkpoint", "evaluate")
+TIMES = ("generate", "score", "fetch", "update", "publish", "checkpoint", "evaluate")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -147,7 +165,7 @@ def _sections(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Figure]
 
 
 def _figure(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    series = []
+    series: list[Series] = []
     for key, label in plot.lines.items():
         held = [row for row in rows if row.get(key) is not None]
         if not held:
