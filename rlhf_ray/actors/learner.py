@@ -17,7 +17,7 @@ from rlhf_ray.learners.build import build_learner
 from rlhf_ray.learners.group import Group, set_up_torch
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
-from rlhf_ray.weights.buckets import Manifest, pack
+from rlhf_ray.weights.buckets import Manifest, Probe, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class LearnerActor:
             reward_model=spec.critic_path,
             trust_remote_code=spec.trust_remote_code,
         )
-        return sum(p.numel() for p in self._learner.actor.parameters())
+        return self._learner.parameters()
 
     def update(self, step: int, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> dict[str, float]:
         """One iteration on these rollouts; metrics, the same on every rank."""
@@ -82,7 +82,7 @@ class LearnerActor:
     def pack(self, version: Version) -> Manifest | None:
         """Gather the policy into buckets on rank 0, ready for `take_buckets`; its manifest."""
         spec = self._spec
-        probes = self._learner.probes(spec.probes)
+        probes = [Probe(tuple(ids), tuple(x)) for ids, x in self._learner.probes(spec.probes)]
         tensors = self._learner.export(spec.weights_dtype)
         if self._rank != 0:
             for _ in tensors:  # the gathering is collective

@@ -18,6 +18,7 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.placement import Plan
+from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
 PROBES, PROBE_TOKENS = 3, 64
@@ -66,7 +67,8 @@ def run_ppo(
         record = Record(config, cluster, log, progress)
         record.prepare()
         train(config, cluster, record)
-        cluster.learners.save_policy(config.dir / "policy")
+        with written_aside(config.dir / "policy") as aside:
+            cluster.learners.save_policy(aside)
         return record.summary(bad_rows=prompts.bad_rows, cut_prompts=prompts.cut)
     finally:
         cluster.shutdown()

@@ -5,7 +5,7 @@ bucket; `unpack` gives views, not copies.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,25 +64,22 @@ def pack(
 ) -> tuple[Manifest, list[np.ndarray]]:
     """Copy tensors into buckets of about `bucket_bytes`, in the order given.
 
-    A tensor that was given before under another name (the same storage) is not copied again: both
-    names point at the same bytes. One larger than `bucket_bytes` has a bucket of its own.
+    A tensor given twice in a row, under two names, is copied once: both names point at its bytes.
+    One larger than `bucket_bytes` has a bucket of its own.
     """
     buckets: list[_Bucket] = []
     specs: list[TensorSpec] = []
-    known: dict[tuple[int, tuple[int, ...]], TensorSpec] = {}
+    previous: Tensor | None = None
     for name, tensor in named_tensors:
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        first = known.get(key)
-        if first is not None:
-            specs.append(TensorSpec(name, first.shape, first.bucket, first.offset, first.nbytes))
+        if tensor is previous:
+            specs.append(replace(specs[-1], name=name))
             continue
+        previous = tensor
         nbytes = tensor.numel() * DTYPES[dtype].itemsize
         if not buckets or not buckets[-1].has_room(nbytes):
             buckets.append(_Bucket(max(bucket_bytes, nbytes)))
         offset = buckets[-1].append(tensor.detach(), DTYPES[dtype])
-        spec = TensorSpec(name, tuple(tensor.shape), len(buckets) - 1, offset, nbytes)
-        specs.append(spec)
-        known[key] = spec
+        specs.append(TensorSpec(name, tuple(tensor.shape), len(buckets) - 1, offset, nbytes))
     arrays = [bucket.array() for bucket in buckets]
     manifest = Manifest(
         version=version,
