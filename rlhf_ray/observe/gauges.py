@@ -36,7 +36,14 @@ class Gauges:
             metric = KEYS[key]
             self._gauges[key] = Gauge(
                 gauge_name(key),
-                description=f"{metric.help} [{metric.unit}]",
+                description=_ascii(f"{metric.help} [{metric.unit}]"),
                 tag_keys=("run", "phase", *metric.tags),
             )
         return self._gauges[key]
+
+
+def _ascii(text: str) -> str:
+    """Ray's exporter takes no other characters in a description."""
+    for letter, name in {"τ": "tau", "σ": "sigma", "Σ": "sum of ", "β": "beta", "²": "^2"}.items():
+        text = text.replace(letter, name)
+    return text.encode("ascii", "replace").decode()
