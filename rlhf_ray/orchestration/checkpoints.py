@@ -65,7 +65,7 @@ class CheckpointStore:
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. Damaged ones are named in the log and passed over."""
+        """The newest checkpoint that is whole. Damaged ones are named in the log, passed over."""
         for path in sorted(self._paths(), reverse=True):
             fault = self._fault(path)
             if fault is None:

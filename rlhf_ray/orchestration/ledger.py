@@ -1,12 +1,15 @@
 """Who owes which rollouts: every shard is leased, committed and consumed once. Pure Python.
 
 PENDING → LEASED → COMMITTED → SCORED → consumed. A lease goes back to PENDING on death, deadline or
-drain; a commit is idempotent, and one under a lease or incarnation that is no longer current is refused.
+drain; a commit is idempotent, and one under a lease that is no longer current is refused.
+
+Each call costs what it changes, not what is open: thousands of shards may be on their way.
 """
 
 import enum
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +40,7 @@ class Lease:
     lease_id: int
     batch: BatchKey
     shard: int
+    keys: tuple[RolloutKey, ...]
     generator: str
     version: Version
     deadline: float
@@ -60,11 +64,17 @@ class Shard:
 
 @dataclass
 class Ledger:
-    """All batches that are open, in the order in which they will be consumed."""
+    """All batches that are open.
+
+    _pending: a heap of the indices of pending shards, for each batch that has any.
+    _unscored: how many shards of each open batch are not scored.
+    """
 
     incarnation: int = 0
     counts: Counter = field(default_factory=Counter)
     _batches: dict[BatchKey, list[Shard]] = field(default_factory=dict)
+    _pending: dict[BatchKey, list[int]] = field(default_factory=dict)
+    _unscored: dict[BatchKey, int] = field(default_factory=dict)
     _leases: dict[int, Lease] = field(default_factory=dict)
     _consumed: set[BatchKey] = field(default_factory=set)
     _next_lease: int = 0
@@ -73,6 +83,9 @@ class Ledger:
         """Ask for a batch; AssertionError where it is open already."""
         assert batch not in self._batches, f"{batch} is open already"
         self._batches[batch] = [Shard(tuple(keys)) for keys in shards]
+        self._unscored[batch] = len(shards)
+        if shards:
+            self._pending[batch] = list(range(len(shards)))
 
     def is_open(self, batch: BatchKey) -> bool:
         """Whether `batch` was asked for and not yet consumed."""
@@ -81,24 +94,35 @@ class Ledger:
     def lease(
         self, generator: str, version: Version, *, deadline: float, max_staleness: int
     ) -> Lease | None:
-        """The first pending shard that `version` may serve (see `may_serve`), or None."""
-        for batch, index, shard in self._shards():
-            if shard.state is ShardState.PENDING and may_serve(version, batch, max_staleness):
-                lease = Lease(self._next_lease, batch, index, generator, version, deadline)
-                self._next_lease += 1
-                self._leases[lease.lease_id] = lease
-                shard.state, shard.lease = ShardState.LEASED, lease
-                return lease
+        """The most urgent pending shard that `version` may serve (see `may_serve`), or None."""
+        if version.incarnation != self.incarnation:
+            return None
+        for batch in sorted(self._pending, key=_urgency):
+            if not may_serve(version, batch, max_staleness):
+                continue
+            index = heapq.heappop(self._pending[batch])
+            if not self._pending[batch]:
+                del self._pending[batch]
+            shard = self._batches[batch][index]
+            lease = Lease(self._next_lease, batch, index, shard.keys, generator, version, deadline)
+            self._next_lease += 1
+            self._leases[lease.lease_id] = lease
+            shard.state, shard.lease = ShardState.LEASED, lease
+            return lease
         return None
 
-    def keys(self, lease: Lease) -> tuple[RolloutKey, ...]:
-        """The rollouts that `lease` is for."""
-        return self._batches[lease.batch][lease.shard].keys
+    def commit(self, lease: Lease, oldest: Version, payload: Any) -> bool:
+        """Take a finished shard, the oldest token of which was sampled under `oldest`.
 
-    def commit(self, lease: Lease, incarnation: int, payload: Any) -> bool:
-        """Take a finished shard. False, and counted, where the lease is no longer current."""
-        if self._leases.get(lease.lease_id) is not lease or incarnation != self.incarnation:
+        False, and counted, where the lease is no longer current; or where a row is older than the
+        version that the lease was given to, so perhaps too stale: then the shard is pending again.
+        """
+        if self._leases.get(lease.lease_id) is not lease:
             self.counts["refused"] += 1
+            return False
+        if oldest < lease.version:
+            self.counts["refused"] += 1
+            self.release(lease)
             return False
         shard = self._batches[lease.batch][lease.shard]
         del self._leases[lease.lease_id]
@@ -106,11 +130,19 @@ class Ledger:
         self.counts["committed"] += shard.rows
         return True
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether the shard's rows are those committed under `lease`, not another's or none."""
+        if lease.batch not in self._batches:
+            return False
+        shard = self._batches[lease.batch][lease.shard]
+        return shard.lease is lease and shard.state is not ShardState.LEASED
+
     def score(self, batch: BatchKey, index: int, scores: Any) -> None:
         """Note the scores of a committed shard."""
         shard = self._batches[batch][index]
         assert shard.state is ShardState.COMMITTED, f"{batch} shard {index} is {shard.state}"
         shard.state, shard.scores = ShardState.SCORED, scores
+        self._unscored[batch] -= 1
 
     def release(self, lease: Lease) -> None:
         """Hand a lease back: its shard is pending again. Nothing where it is no longer current."""
@@ -118,15 +150,16 @@ class Ledger:
             return
         shard = self._batches[lease.batch][lease.shard]
         shard.state, shard.lease = ShardState.PENDING, None
-        self.counts["requeued"] += shard.rows
+        self._requeue(lease.batch, lease.shard)
 
     def lose(self, batch: BatchKey, index: int) -> None:
         """A committed shard's rows are gone (its node died): it is to be had again from its ids."""
         shard = self._batches[batch][index]
         if shard.state in (ShardState.COMMITTED, ShardState.SCORED):
             self.counts["committed"] -= shard.rows
-            self.counts["requeued"] += shard.rows
+            self._unscored[batch] += shard.state is ShardState.SCORED
             self._batches[batch][index] = Shard(shard.keys)
+            self._requeue(batch, index)
 
     def held_by(self, generator: str) -> list[Lease]:
         """The leases of one generator."""
@@ -138,7 +171,7 @@ class Ledger:
 
     def is_ready(self, batch: BatchKey) -> bool:
         """Whether every shard of `batch` is scored."""
-        return all(shard.state is ShardState.SCORED for shard in self._batches[batch])
+        return self._unscored[batch] == 0
 
     def unfinished(self, batch: BatchKey) -> Counter:
         """How many shards of `batch` are in each state."""
@@ -146,12 +179,13 @@ class Ledger:
 
     def pending(self) -> int:
         """Shards that wait for a generator."""
-        return sum(shard.state is ShardState.PENDING for _, _, shard in self._shards())
+        return sum(map(len, self._pending.values()))
 
     def consume(self, batch: BatchKey) -> list[Shard]:
         """Close a ready batch and return its shards in order. Twice in one lineage is counted."""
         assert self.is_ready(batch), f"{batch} is not ready: {self.unfinished(batch)}"
         shards = self._batches.pop(batch)
+        del self._unscored[batch]
         rows = sum(shard.rows for shard in shards)
         self.counts["consumed"] += rows
         self.counts["duplicated"] += rows if batch in self._consumed else 0
@@ -161,22 +195,29 @@ class Ledger:
     def reset(self, incarnation: int, step: int, surviving: Mapping[str, int]) -> None:
         """The learner went back to the checkpoint before `step`: what is open or newer is void.
 
-        surviving: the counts of that checkpoint; what was committed or consumed since counts no more.
+        surviving: the counts of that checkpoint; what was committed or consumed since counts no
+        more, nor what was committed then and not consumed: it is to be had again from its ids.
         """
         for batch in list(self._batches):
             self.counts["voided"] += sum(shard.rows for shard in self._batches.pop(batch))
+        self._pending.clear()
+        self._unscored.clear()
         self._leases.clear()
         self._consumed = {batch for batch in self._consumed if batch.step < step}
         for name in ("committed", "consumed"):
-            self.counts[name] = surviving.get(name, 0)
+            self.counts[name] = surviving.get("consumed", 0)
         for name in ("requeued", "refused", "voided", "duplicated"):
             self.counts[name] = max(self.counts[name], surviving.get(name, 0))
         self.incarnation = incarnation
 
-    def _shards(self) -> Iterator[tuple[BatchKey, int, Shard]]:
-        for batch, shards in self._batches.items():
-            for index, shard in enumerate(shards):
-                yield batch, index, shard
+    def _requeue(self, batch: BatchKey, index: int) -> None:
+        heapq.heappush(self._pending.setdefault(batch, []), index)
+        self.counts["requeued"] += self._batches[batch][index].rows
+
+
+def _urgency(batch: BatchKey) -> tuple[bool, int, int]:
+    """Evaluations first, for the loop waits for them alone; then what is consumed first."""
+    return batch.split == TRAIN, batch.step, batch.split
 
 
 def may_serve(version: Version, batch: BatchKey, max_staleness: int) -> bool:

@@ -7,8 +7,8 @@
                       └────────── outdated ───────┘
   any but DEAD: silent ─▶ SUSPECT ─▶ (died) DEAD      any: died ─▶ DEAD
 ```
-SUSPECT is entered when heartbeats stop; it is a sentence, not a doubt: its leases go back at once, it is
-killed, and another is made. A generator that was merely slow is refused by the ledger afterwards.
+SUSPECT is entered when heartbeats stop; it is a sentence, not a doubt: its leases go back at once,
+it is killed, and another is made. One that was merely slow is refused by the ledger afterwards.
 """
 
 import enum
@@ -82,8 +82,8 @@ class Life:
         self.state = after(self.state, event)
 
     def heard(self, now: float) -> None:
-        """A heartbeat arrived."""
-        self.last_heard = now
+        """It was alive at `now`, by a heartbeat or by what it delivered."""
+        self.last_heard = max(self.last_heard, now)
 
     def is_silent(self, now: float, *, start_timeout: float, heartbeat_timeout: float) -> bool:
         """Whether it has said nothing for too long for the state it is in."""
@@ -107,7 +107,7 @@ class RestartBudget:
     last_death: float = float("-inf")
 
     def died(self, now: float) -> float | None:
-        """Note a death at `now`; the earliest time to make another, or None when the budget is spent."""
+        """Note a death; the earliest time to make another, or None when the budget is spent."""
         self.deaths = 1 if now - self.last_death > self.quiet else self.deaths + 1
         self.last_death = now
         if self.deaths > self.limit:

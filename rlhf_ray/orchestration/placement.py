@@ -106,7 +106,7 @@ def node_cpus() -> int:
 def reserve(
     reactor: Reactor, bundles: list[dict[str, float]], *, strategy: str, who: str, timeout: float
 ) -> PlacementGroup:
-    """A placement group that is there. ValueError, with what is free, where it cannot be had in time."""
+    """A placement group that is there. ValueError, with what is free, where it is not in time."""
     group = placement_group(bundles, strategy=strategy)
     try:
         reactor.result(group.ready(), who=who, what="placement", timeout=timeout)

@@ -1,67 +1,40 @@
 """The generator pool: reconciles what is there with what is wished, and keeps every generator fed.
 
-A generator is known here by its handle alone (see `Handle`), so the pool runs over Ray actors and over
-a simulation alike. It follows `lifecycle`, hands out the ledger's leases, and never waits.
+A generator is known here by its handle alone (see `Handle`), so the pool runs over Ray actors and
+over a simulation alike. It follows `lifecycle`, hands out the ledger's leases, and never waits.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ray.exceptions import RayError
 
-from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
-from rlhf_ray.data.ids import RolloutKey, Version
+from rlhf_ray.actors.generator import Order, ShardMeta
+from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
+from rlhf_ray.orchestration.members import Handle, Member, Places, Published
 from rlhf_ray.orchestration.reactor import Outcome, Reactor
 
 BEAT_EVERY = 1.0
+RECONCILE_EVERY = 0.1
 ABORT_TIMEOUT = 30.0
+MOST_DEPTH = 48  # an actor's threads are 64: some must be left for heartbeats and loads
 
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A version that generators can pull: who has this needs nobody's help to load it."""
-
-    version: Version
-    manifest: Any
-    buckets: tuple[Any, ...]
-    bytes: int
-
-
-class Handle(Protocol):
-    """One generator, as the pool sees it; every call returns a reference at once."""
-
-    def ready(self) -> Any: ...
-    def beat(self) -> Any: ...
-    def load(self, published: Published) -> Any: ...
-    def generate(self, order: Order) -> tuple[Any, Any]: ...
-    def abort(self, keys: Sequence[RolloutKey]) -> Any: ...
-    def kill(self) -> None: ...
+__all__ = ["GeneratorPool", "Handle", "Member", "PoolSettings", "Published"]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """Deadlines in seconds; depth: shards that one generator holds at most."""
+    """Deadlines in seconds; depth: shards that one generator holds at most (up to MOST_DEPTH)."""
 
     max_staleness: int
     depth: int
     start_timeout: float
     shard_timeout: float
     heartbeat_timeout: float
-
-
-@dataclass
-class Member:
-    """One generator: its life, its handle, and what is under way with it."""
-
-    life: Life
-    handle: Handle
-    leases: dict[int, Lease] = field(default_factory=dict)
-    beating: bool = False
-    loading: Version | None = None
-    vitals: Vitals | None = None
 
 
 class GeneratorPool:
@@ -87,14 +60,15 @@ class GeneratorPool:
         self._settings, self._log = settings, log
         self._members: dict[str, Member] = {}
         self._published: Published | None = None
-        self._budget = RestartBudget()
-        self._not_before = 0.0
+        self._places = Places()
+        self._depth = min(settings.depth, MOST_DEPTH)
         self._born = 0
         self._served = False
         self.wanted = 0
         self.restarts = 0
         reactor.every(BEAT_EVERY, self._listen)
-        reactor.every(0.1, self.reconcile)
+        reactor.every(RECONCILE_EVERY, self.reconcile)
+        reactor.every(0.0, lambda now: self.dispatch())
 
     # What others ask of the pool
 
@@ -102,29 +76,32 @@ class GeneratorPool:
         """Wish for this many generators; made and drained as the driver goes."""
         if wanted != self.wanted:
             self.wanted = wanted
+            self._places.reset()
             self.reconcile(self._reactor.clock())
 
     def publish(self, published: Published) -> None:
-        """There is a new version: everyone is to load it."""
-        self._published = published
+        """There is a new version: everyone is to load it.
+
+        One of another incarnation voids what is under way: the same rollouts are asked for again.
+        """
+        before, self._published = self._published, published
+        voided = before is not None and before.version.incarnation != published.version.incarnation
         for member in self._members.values():
+            if voided:
+                self._recall(member)
             if member.life.state in (State.SERVING, State.STALE):
                 member.life.happen(Event.OUTDATED)
                 self._load(member)
 
     def dispatch(self) -> None:
         """Give pending shards to serving generators, the least busy first."""
-        while idle := [m for m in self._members.values() if self._has_room(m)]:
-            member = min(idle, key=lambda m: len(m.leases))
-            lease = self._ledger.lease(
-                member.life.name,
-                member.life.version,
-                deadline=self._reactor.clock() + self._settings.shard_timeout,
-                max_staleness=self._settings.max_staleness,
-            )
-            if lease is None:
-                return
-            self._order(member, lease)
+        if not self._ledger.pending():
+            return
+        room = [m for m in self._members.values() if self._has_room(m)]
+        for held in range(self._depth):
+            for member in room:
+                if len(member.leases) == held and not self._feed(member):
+                    return
 
     def members(self) -> list[Member]:
         """Everyone who is not dead."""
@@ -147,31 +124,30 @@ class GeneratorPool:
             if member := self._members.get(lease.generator):
                 self._condemn(member, f"shard not finished in {self._settings.shard_timeout:.0f} s")
         for member in list(self._members.values()):
-            if member.life.is_silent(
+            if member.life.state is State.DRAINING and not member.leases:
+                member.life.happen(Event.DRAINED)
+                self._remove(member)
+            elif member.life.is_silent(
                 now,
                 start_timeout=self._settings.start_timeout,
                 heartbeat_timeout=self._settings.heartbeat_timeout,
             ):
                 self._condemn(member, f"silent for {now - member.life.last_heard:.0f} s")
-            elif member.life.state is State.DRAINING and not member.leases:
-                member.life.happen(Event.DRAINED)
-                self._remove(member)
         counted = [m for m in self._members.values() if m.life.state is not State.DRAINING]
-        for member in counted[self.wanted :]:
+        target = self.wanted - self._places.given_up
+        for member in counted[target:]:
             member.life.happen(Event.DRAIN)
-        if now >= self._not_before:
-            for _ in range(self.wanted - len(counted)):
-                self._make(now)
-        self.dispatch()
+        for budget in self._places.take(target - len(counted), now):
+            self._make(now, budget)
 
-    def _make(self, now: float) -> None:
+    def _make(self, now: float, budget: RestartBudget) -> None:
         name = f"generator-{self._born}"
         self._born += 1
-        member = Member(Life(name, now), self._spawn(name))
+        member = Member(Life(name, now), self._spawn(name), budget)
         self._members[name] = member
         self._reactor.when(
             member.handle.ready(),
-            lambda outcome: self._on_ready(member, outcome),
+            partial(self._on_ready, member),
             who=name,
             what="start",
             timeout=self._settings.start_timeout,
@@ -190,14 +166,14 @@ class GeneratorPool:
     # Versions
 
     def _load(self, member: Member) -> None:
-        """Start loading the current version, unless a load is under way: its end looks again."""
+        """Load the current version, unless a load or a recall is under way: its end looks again."""
         published = self._published
-        if published is None or member.loading is not None:
+        if published is None or member.loading is not None or member.recalled:
             return
         member.loading = published.version
         self._reactor.when(
             member.handle.load(published),
-            lambda outcome: self._on_loaded(member, outcome),
+            partial(self._on_loaded, member),
             who=member.life.name,
             what=f"load version {published.version}",
             timeout=self._settings.start_timeout,
@@ -207,34 +183,72 @@ class GeneratorPool:
         if outcome.error is not None:
             self._died(member, outcome.error)
             return
+        assert self._published is not None, "nothing is loaded before it is published"
         member.loading, member.life.version = None, outcome.value
         if member.life.state is not State.STALE:
             return
         if outcome.value == self._published.version:
             member.life.happen(Event.LOADED)
             self._served = True
-            self.dispatch()
         else:
+            self._load(member)
+
+    def _recall(self, member: Member) -> None:
+        """Have it forget all that it works on; it loads nothing before that is done."""
+        if not member.leases:
+            return
+        keys = [key for lease in member.leases.values() for key in lease.keys]
+        self._take_back(member)
+        member.recalled = True
+        self._reactor.when(
+            member.handle.abort(keys),
+            partial(self._on_recalled, member),
+            who=member.life.name,
+            what="abort",
+            timeout=ABORT_TIMEOUT,
+        )
+
+    def _on_recalled(self, member: Member, outcome: Outcome) -> None:
+        member.recalled = False
+        if outcome.error is not None:
+            self._died(member, outcome.error)
+        elif member.life.state is State.STALE:
             self._load(member)
 
     # Shards
 
     def _has_room(self, member: Member) -> bool:
-        return member.life.state is State.SERVING and len(member.leases) < self._settings.depth
+        return member.life.state is State.SERVING and len(member.leases) < self._depth
+
+    def _feed(self, member: Member) -> bool:
+        """Give one more shard to `member`; False where none is left that it may serve."""
+        version = member.life.version
+        assert version is not None, f"{member.life.name} serves no version"
+        lease = self._ledger.lease(
+            member.life.name,
+            version,
+            deadline=self._reactor.clock() + self._settings.shard_timeout,
+            max_staleness=self._settings.max_staleness,
+        )
+        if lease is None:
+            return False
+        self._order(member, lease)
+        return True
 
     def _order(self, member: Member, lease: Lease) -> None:
         member.leases[lease.lease_id] = lease
-        table, meta = member.handle.generate(self._order_of(self._ledger.keys(lease)))
+        table, meta = member.handle.generate(self._order_of(lease.keys))
         self._reactor.when(
             meta,
-            lambda outcome: self._on_shard(member, lease, table, outcome),
+            partial(self._on_shard, member, lease, table),
             who=member.life.name,
             what=f"shard {lease.shard} of step {lease.batch.step}",
             timeout=self._settings.shard_timeout + ABORT_TIMEOUT,
         )
 
     def _on_shard(self, member: Member, lease: Lease, table: Any, outcome: Outcome) -> None:
-        member.leases.pop(lease.lease_id, None)
+        if member.leases.pop(lease.lease_id, None) is None:
+            return  # taken back meanwhile
         if isinstance(outcome.error, ValueError):
             raise outcome.error
         if outcome.error is not None:
@@ -242,9 +256,8 @@ class GeneratorPool:
             self._died(member, outcome.error)
             return
         member.life.heard(self._reactor.clock())
-        if self._ledger.commit(lease, outcome.value.oldest.incarnation, table):
+        if self._ledger.commit(lease, outcome.value.oldest, table):
             self._on_commit(lease, table, outcome.value)
-        self.dispatch()
 
     # Health
 
@@ -255,7 +268,7 @@ class GeneratorPool:
             member.beating = True
             self._reactor.when(
                 member.handle.beat(),
-                lambda outcome, member=member: self._on_beat(member, outcome),
+                partial(self._on_beat, member),
                 who=member.life.name,
                 what="heartbeat",
                 timeout=self._settings.heartbeat_timeout * 2,
@@ -269,18 +282,18 @@ class GeneratorPool:
             self._died(member, outcome.error)
             return
         member.vitals = outcome.value
-        if outcome.value.silent_s < self._settings.heartbeat_timeout:
-            member.life.heard(self._reactor.clock())
+        member.life.heard(self._reactor.clock() - outcome.value.silent_s)
 
     def _condemn(self, member: Member, why: str) -> None:
+        draining = member.life.state is State.DRAINING
         member.life.happen(Event.SILENT)
-        self._died(member, TimeoutError(f"{member.life.name}: {why}"))
+        self._died(member, TimeoutError(f"{member.life.name}: {why}"), draining=draining)
 
-    def _died(self, member: Member, error: Exception) -> None:
+    def _died(self, member: Member, error: Exception, *, draining: bool = False) -> None:
         """Take its leases back and forget it; another is made when the budget allows."""
         if member.life.state is State.DEAD:
             return
-        draining = member.life.state is State.DRAINING
+        draining = draining or member.life.state is State.DRAINING
         member.life.last_error = str(error)
         member.life.happen(Event.DIED)
         self._remove(member)
@@ -289,23 +302,24 @@ class GeneratorPool:
         if not self._served and not isinstance(error, (TimeoutError, RayError)):
             raise RuntimeError(f"no generator could be started: {error}") from error
         self.restarts += 1
-        again = self._budget.died(self._reactor.clock())
         self._log(f"{member.life.name} died ({_first_line(error)}); its shards go to others")
-        if again is not None:
-            self._not_before = again
+        if self._places.vacate(member.budget, self._reactor.clock()):
             return
-        self.wanted = max(0, self.wanted - 1)
-        self._log(f"{self._budget.deaths} deaths in a row: going on with {self.wanted} generators")
-        if self.wanted == 0:
+        left = self.wanted - self._places.given_up
+        self._log(f"{member.budget.deaths} deaths in a row: going on with {left} generators")
+        if left <= 0:
             raise RuntimeError(f"every generator has died, the last of: {error}") from error
 
     def _remove(self, member: Member) -> None:
-        for lease in list(member.leases.values()):
-            self._ledger.release(lease)
-        member.leases.clear()
+        self._take_back(member)
         self._members.pop(member.life.name, None)
         self._reactor.forget(member.life.name)
         member.handle.kill()
+
+    def _take_back(self, member: Member) -> None:
+        for lease in member.leases.values():
+            self._ledger.release(lease)
+        member.leases.clear()
 
 
 def _first_line(error: Exception) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic functions run again
+EXPIRE_EVERY = 0.1  # seconds between looks at the deadlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,9 @@ class Periodic:
 
 def ray_wait(refs: Sequence[Any], timeout: float) -> list[Any]:
     """The refs that are ready, within `timeout` seconds; nothing is fetched."""
+    if not refs:
+        time.sleep(timeout)
+        return []
     ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
     if not ready and timeout > 0:
         ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout, fetch_local=False)
@@ -53,7 +57,7 @@ def ray_wait(refs: Sequence[Any], timeout: float) -> list[Any]:
 
 
 class Reactor:
-    """Waits for remote calls and runs what follows from each. Clock and waiting can be simulated."""
+    """Waits for remote calls and runs what follows from each. Clock and wait can be simulated."""
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Reactor:
         self._wait, self._get = wait, get
         self._waits: dict[Any, Wait] = {}
         self._periodic: list[Periodic] = []
+        self.every(EXPIRE_EVERY, self._expire)
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Run `call(now)` every `seconds`, whatever the driver waits for."""
@@ -81,6 +86,7 @@ class Reactor:
         timeout: float,
     ) -> None:
         """Run `then` once `ref` is there or failed; past the deadline it gets a TimeoutError."""
+        assert ref not in self._waits, f"{who}: {what} is waited for already"
         now = self.clock()
         self._waits[ref] = Wait(ref, who, what, now, now + timeout, then)
 
@@ -98,7 +104,7 @@ class Reactor:
         return box[0].value
 
     def results(self, refs: Sequence[Any], *, who: str, what: str, timeout: float) -> list[Any]:
-        """The values of `refs`, in order; the first error ends the wait."""
+        """The values of `refs`, in order; the first error ends the wait, for the others too."""
         boxes: list[Outcome | None] = [None] * len(refs)
         for i, ref in enumerate(refs):
 
@@ -109,6 +115,8 @@ class Reactor:
         self.pump_until(lambda: all(boxes) or any(box and box.error for box in boxes))
         for box in boxes:
             if box is not None and box.error is not None:
+                for ref in refs:
+                    self._waits.pop(ref, None)
                 raise box.error
         return [box.value for box in boxes if box is not None]
 
@@ -124,19 +132,12 @@ class Reactor:
             if now >= periodic.due:
                 periodic.due = now + periodic.seconds
                 periodic.call(now)
-        if self._waits:
-            for ref in self._wait(list(self._waits), timeout):
-                self._settle(ref)
-        elif timeout > 0:
-            self._wait_idle(timeout)
-        self._expire()
+        for ref in self._wait(list(self._waits), timeout):
+            self._settle(ref)
 
     def oldest(self) -> list[Wait]:
         """What is waited for, longest first: where a stalled run stands."""
         return sorted(self._waits.values(), key=lambda wait: wait.since)
-
-    def _wait_idle(self, timeout: float) -> None:
-        time.sleep(timeout)
 
     def _settle(self, ref: Any) -> None:
         wait = self._waits.pop(ref, None)
@@ -148,15 +149,18 @@ class Reactor:
             outcome = Outcome(error=_cause(error))
         wait.then(outcome)
 
-    def _expire(self) -> None:
-        now = self.clock()
+    def _expire(self, now: float) -> None:
         for wait in [wait for wait in self._waits.values() if now > wait.deadline]:
             if self._waits.pop(wait.ref, None) is not None:
-                late = f"{wait.who} did not finish `{wait.what}` in {wait.deadline - wait.since:.0f} s"
+                late = (
+                    f"{wait.who} did not finish `{wait.what}` in {wait.deadline - wait.since:.0f} s"
+                )
                 wait.then(Outcome(error=TimeoutError(late)))
 
 
 def _cause(error: RayError) -> Exception:
-    """The exception that a remote function raised, as one of its own class; else Ray's own error."""
-    as_cause = getattr(error, "as_instanceof_cause", None)
-    return as_cause() if as_cause else error
+    """The exception that a remote function raised, itself, after Ray's with its traceback."""
+    if not isinstance(error, RayTaskError) or not isinstance(error.cause, Exception):
+        return error
+    error.cause.__cause__ = error
+    return error.cause

@@ -110,8 +110,8 @@ class RolloutService:
     def _on_scored(
         self, lease: Lease, table: Any, columns: tuple[Any, Any], error: Exception | None
     ) -> None:
-        if not self._ledger.is_open(lease.batch):
-            return  # voided by a return to a checkpoint
+        if not self._ledger.holds(lease):
+            return  # voided by a return to a checkpoint, or lost and leased anew
         if isinstance(error, ObjectLostError):
             self._ledger.lose(lease.batch, lease.shard)
         elif error is not None:
@@ -123,7 +123,11 @@ class RolloutService:
         size = self._shape.shard_prompts
         ids = list(prompt_ids)
         shards = [
-            [RolloutKey(key.split, key.step, p, s) for p in ids[i : i + size] for s in range(samples)]
+            [
+                RolloutKey(key.split, key.step, p, s)
+                for p in ids[i : i + size]
+                for s in range(samples)
+            ]
             for i in range(0, len(ids), size)
         ]
         self._ledger.open(key, shards)
