@@ -1,4 +1,4 @@
-"""What import-linter cannot say: `algos/` imports torch and nothing else that is not Python's own."""
+"""What import-linter cannot say: `algos/` imports torch, Python's own modules, and nothing else."""
 
 import ast
 import sys

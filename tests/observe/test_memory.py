@@ -1,0 +1,67 @@
+"""Proportional set size of real processes."""
+
+import os
+import subprocess
+import sys
+import time
+
+from rlhf_ray.observe.memory import PssSampler, process_tree, pss_mb, ray_session
+
+HOLD = "import sys; block = b'x' * {mb}_000_000; print('up', flush=True); sys.stdin.read()"
+
+
+def hold(mb: int, *names: str) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(mb=mb), *names],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "up\n"
+    return child
+
+
+def release(child: subprocess.Popen[str]) -> None:
+    child.communicate()
+    assert child.wait() == 0
+
+
+def test_pss_counts_a_childs_memory() -> None:
+    child = hold(100)
+    try:
+        assert child.pid in process_tree() and os.getpid() in process_tree()
+        assert 100 <= pss_mb([child.pid]) < 130
+    finally:
+        release(child)
+    assert pss_mb([child.pid]) == 0.0
+
+
+def test_shared_pages_are_counted_once() -> None:
+    alone = hold(1)
+    before = pss_mb([alone.pid])
+    second = hold(1)
+    try:
+        assert pss_mb([alone.pid, second.pid]) < 2 * before
+    finally:
+        release(alone)
+        release(second)
+
+
+def test_the_sampler_keeps_the_peak() -> None:
+    with PssSampler(interval=0.02) as memory:
+        child = hold(150)
+        base = pss_mb(process_tree()) - pss_mb([child.pid])
+        deadline = time.monotonic() + 20
+        while memory.peak_mb < base + 140 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        release(child)
+    assert base + 140 <= memory.peak_mb < base + 250
+
+
+def test_a_session_is_found_by_the_name_of_its_directory() -> None:
+    name = f"session_of_test_{os.getpid()}"
+    child = hold(1, f"/tmp/ray/{name}/logs")
+    try:
+        assert ray_session(f"/tmp/ray/{name}") == {child.pid}
+    finally:
+        release(child)
