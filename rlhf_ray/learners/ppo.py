@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.algos.kl import AdaptiveKL
 from rlhf_ray.config import PPO
+from rlhf_ray.learners import state
 from rlhf_ray.learners.export import Exporter, tied_names
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.losses import Losses, Totals
@@ -120,6 +121,31 @@ class PPOLearner:
     def save_policy(self, directory: str | Path) -> None:
         """Write the policy as transformers loads it: see `Exporter.save_policy`."""
         self.exporter.save_policy(directory)
+
+    def save(self, directory: str | Path) -> None:
+        """Write this rank's part of the state; all ranks take part."""
+        scalars = {
+            "kl_coef": self.kl_coef.coef,
+            "rng": torch.get_rng_state().numpy().tobytes().hex(),
+        }
+        state.save(directory, self.optimizers(), scalars, self.group)
+
+    def load(self, directory: str | Path) -> None:
+        """Go on from a saved state, written by any number of ranks; all ranks take part.
+
+        Raises ValueError naming what is missing, damaged or of another shape.
+        """
+        scalars = state.load(directory, self.optimizers(), self.group)
+        self.kl_coef.load_state_dict({"value": scalars["kl_coef"]})
+        rng = bytearray.fromhex(scalars["rng"])
+        torch.set_rng_state(torch.frombuffer(rng, dtype=torch.uint8))
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers by role: what has to be saved."""
+        found = {"policy": self.policy_optimizer}
+        if self.critic_optimizer is not None:
+            found["critic"] = self.critic_optimizer
+        return found
 
     def _anneal(self, step: int) -> float:
         share = 1.0

@@ -100,3 +100,12 @@ def table(
     return schemas.join(
         joined, schemas.ref_columns(ids, refs), schemas.score_columns(ids, {"score": found})
     )
+
+
+def parameters(found: PPOLearner) -> dict[str, torch.Tensor]:
+    """Copies of all float32 masters, gathered, by role and name."""
+    copies = {}
+    for role, optimizer in found.optimizers().items():
+        for name, x in optimizer.weights.full_tensors():
+            copies[f"{role}/{name}"] = x.detach().clone()
+    return copies

@@ -1,0 +1,78 @@
+"""Checkpoints: resumed bit for bit, at another number of ranks, damage named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_ray.config import PPO
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.learners.state import verify
+from tests.learners.ranks import run_ranks
+from tests.learners.toys import learner, parameters, table
+
+SETTINGS = PPO(prompts=8, epochs=2, minibatches=2, lr=1e-3, critic_lr=1e-3, kl_target=1.0)
+
+
+def trained(steps: range, *, onto: PPOLearner | None = None, group=None) -> PPOLearner:
+    found = onto or learner(settings=SETTINGS, group=group)
+    for step in steps:
+        found.update(step, table(step=step, seed=step))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = trained(range(4), onto=learner(settings=SETTINGS, dtype=dtype))
+    first = trained(range(2), onto=learner(settings=SETTINGS, dtype=dtype))
+    first.save(tmp_path)
+    second = learner(settings=SETTINGS, dtype=dtype)
+    second.load(tmp_path)
+    assert second.kl_coef.coef == first.kl_coef.coef != SETTINGS.kl_coef
+    trained(range(2, 4), onto=second)
+    for name, want in parameters(whole).items():
+        assert torch.equal(parameters(second)[name], want), name
+
+
+def save_after_two(group, directory: str) -> None:
+    trained(range(2), group=group).save(directory)
+
+
+def go_on(group, directory: str) -> dict[str, torch.Tensor]:
+    found = learner(settings=SETTINGS, group=group)
+    found.load(directory)
+    return parameters(trained(range(2, 3), onto=found))
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(2, 1), (1, 2)])
+def test_resumes_at_another_number_of_ranks(tmp_path: Path, writers: int, readers: int) -> None:
+    want = parameters(trained(range(3)))
+    run_ranks(writers, save_after_two, str(tmp_path))
+    assert len(list(tmp_path.glob("*.safetensors"))) == writers
+    found = run_ranks(readers, go_on, str(tmp_path))[0]
+    for name in want:
+        torch.testing.assert_close(found[name], want[name], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("file", ["learner.json", "rank-00000.json", "rank-00000.safetensors"])
+@pytest.mark.parametrize("fault", ["flipped", "missing", "cut"])
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, fault: str) -> None:
+    found = learner(settings=SETTINGS)
+    found.save(tmp_path)
+    verify(tmp_path)
+    path = tmp_path / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content if fault == "flipped" else content[: len(content) // 2])
+    for read in (verify, found.load):
+        with pytest.raises(ValueError, match=rf"{file} is (damaged|missing)"):
+            read(tmp_path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    learner(settings=SETTINGS, critic="shared").save(tmp_path)
+    with pytest.raises(ValueError, match=r"critic/parameter/.* as nothing"):
+        learner(settings=SETTINGS).load(tmp_path)
