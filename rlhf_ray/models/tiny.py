@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HEAD_DIM = 64
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
@@ -60,17 +60,19 @@ def make_tokenizer(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
 
 def make_decoder(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, seed: int
-) -> Qwen2ForCausalLM:
-    """A Qwen2-shaped decoder with random float32 weights that depend on `seed` alone.
+) -> LlamaForCausalLM:
+    """A Llama-shaped decoder with random float32 weights that depend on `seed` alone.
 
-    Heads of 64, a feed-forward three times the width, tied embeddings, 1,024 positions.
+    Heads of 64, a feed-forward three times the width, tied embeddings, 1,024 positions. Not Qwen2's
+    shape: beside a config of that type AutoTokenizer reads any tokenizer as Qwen2's own, with other
+    words and ids.
     """
     if hidden < HEAD_DIM or hidden % HEAD_DIM:
         raise ValueError(
             f"model.hidden is {hidden}; it is a multiple of {HEAD_DIM}, the width of a head: "
             f"set {max(HEAD_DIM, round(hidden / HEAD_DIM) * HEAD_DIM)}"
         )
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -86,4 +88,4 @@ def make_decoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).eval()
+        return LlamaForCausalLM(config).eval()
