@@ -125,7 +125,7 @@ def gold(text: str) -> float:
             clauses.append(value)
             value = 0
             continue
-        grade, negated = _lexicon()[opinion], bool(match["not"] or match["bu"])
+        grade, negated = _lexicon()[opinion], bool(match["not"] or match["negates"])
         if negated:
             grade = -1 if grade > 0 else int(grade < 0)
         if (negated, opinion) not in seen:
@@ -245,7 +245,7 @@ def _scanner() -> re.Pattern[str]:
     return re.compile(
         rf"(?:(?!(?:{english})\b)\b(?P<not>{_either(en.NEGATORS)})\s+(?:(?:{_either(en.BETWEEN)})\s+)*)?"
         rf"\b(?P<english>{english})\b"
-        rf"|(?:(?!{chinese})(?P<bu>{_either(zh.NEGATORS)}))?(?:{_either(zh.BETWEEN)})?(?P<chinese>{chinese})"
+        rf"|(?:(?!{chinese})(?P<negates>{_either(zh.NEGATORS)}))?(?:{_either(zh.BETWEEN)})?(?P<chinese>{chinese})"
         rf"|{CLAUSE_END.pattern}"
     )
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.chat import ChatTemplate, render
 from rlhf_ray.data.rows import (
     BadRows,
     OnBadRow,
@@ -72,6 +75,16 @@ def split_texts(texts: Sequence[Text], fraction: float, seed: int) -> tuple[list
     mask = heldout_mask([text.prompt + text.response for text in texts], fraction, seed)
     train = [text for text, held in zip(texts, mask, strict=True) if not held]
     return train, [text for text, held in zip(texts, mask, strict=True) if held]
+
+
+def with_template(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate
+) -> list[Text]:
+    """`texts` with their prompts as PPO will render them; plain texts stay."""
+    return [
+        Text(render(text.prompt, tokenizer, chat_template), text.response) if text.prompt else text
+        for text in texts
+    ]
 
 
 def _texts_of(row: Row, text: str, prompt: str, response: str) -> Iterator[Text]:

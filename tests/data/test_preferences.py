@@ -1,6 +1,8 @@
 import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -241,3 +243,14 @@ def test_mixtures_take_each_part_by_its_weight(tmp_path):
             load_lists(wrong)
     with pytest.raises(ValueError, match="there is no file"):
         load_lists(f"{a},{tmp_path}/none.tsv")
+
+
+def test_every_example_of_the_page_loads(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    section = page.split("## Ranked lists")[1].split("## Bad rows")[0]
+    rows = re.findall(r"^\{.*\}$", section, re.MULTILINE)
+    cells = [line for line in section.splitlines() if "\t" in line]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "a.tsv").write_text("\n".join(cells))
+    assert len(load_lists(tmp_path / "a.jsonl")) == len(rows) == 7
+    assert len(load_lists(tmp_path / "a.tsv")) == len(cells) == 1

@@ -87,7 +87,7 @@ def test_prompts_made_of_the_beginnings_of_texts(tmp_path, tokenizer):
     assert all(p.text == f"{p.text[:3]}好不错"[: len(p.text)] or "second".startswith(p.text)
                for p in found.train)  # fmt: skip
     assert len({p.text for p in found.train}) == len(found.train)
-    assert {p.text for p in found.train if p.text[0] == "s"} == {"seco", "secon", "second"}
+    assert {p.text for p in found.train if p.text[0] == "s"} == {"second"[:n] for n in (4, 5, 6)}
     assert load(path, tokenizer, **options) == found
     assert load(path, tokenizer, seed=1, **options) != found
     with pytest.raises(ValueError, match="a ≤ b"):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlhf_ray.data.texts import Text, load_texts, split_texts
+from rlhf_ray.data.texts import Text, load_texts, split_texts, with_template
 
 
 def write(tmp_path, name, lines):
@@ -51,3 +51,12 @@ def test_split_keeps_equal_texts_together():
     train, heldout = split_texts(texts, 0.25, seed=0)
     assert train and heldout and not set(train) & set(heldout)
     assert sorted(map(str, train + heldout)) == sorted(map(str, texts))
+
+
+def test_prompts_are_rendered_as_ppo_will_render_them(tokenizer, chat_tokenizer):
+    texts = [Text("p", "r"), Text("", "plain")]
+    assert with_template(texts, chat_tokenizer, "auto") == [
+        Text("<user>p<assistant>", "r"),
+        Text("", "plain"),
+    ]
+    assert with_template(texts, tokenizer, "auto") == texts
