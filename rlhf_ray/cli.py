@@ -30,7 +30,7 @@ class Command:
 
 
 def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
-    """Parse `argv`. Exits with help or a usage message; ValueError for a recipe that cannot work."""
+    """Parse `argv`. Exits with help or a usage message; ValueError for a wrong recipe."""
     recipe = _recipe_path(argv)
     base = read_recipe(recipe) if recipe else Config()
     return tyro.cli(
@@ -43,15 +43,19 @@ def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
 
 
 def read_recipe(path: Path) -> Config:
-    """A Config from a YAML recipe. ValueError names the file, the key and, where near, the right one."""
+    """A Config from a YAML recipe. ValueError names the file, the key and the nearest right one."""
     if not path.is_file():
-        raise ValueError(f"recipe {path} does not exist; the recipes of this project are in jobs/recipes/")
+        raise ValueError(
+            f"recipe {path} does not exist; the recipes of this project are in jobs/recipes/"
+        )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"recipe {path} holds a {type(tree).__name__}; it is a mapping of sections")
+        raise ValueError(
+            f"recipe {path} holds a {type(tree).__name__}; it is a mapping of sections"
+        )
     try:
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:

@@ -267,9 +267,13 @@ class PPO:
                 f"ppo.samples is {self.samples}: set --ppo.samples 4, or --ppo.estimator gae"
             )
         if min(self.iterations, self.prompts, self.samples, self.epochs, self.minibatches) < 1:
-            raise ValueError("ppo.iterations, prompts, samples, epochs and minibatches are at least 1")
+            raise ValueError(
+                "ppo.iterations, prompts, samples, epochs and minibatches are at least 1"
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"ppo.dual_clip is {self.dual_clip}; it is a factor above 1 (usual: 3)")
+            raise ValueError(
+                f"ppo.dual_clip is {self.dual_clip}; it is a factor above 1 (usual: 3)"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where a run is steered from and asked about, from any machine of the cluster.
 
-A named actor `rlhf-<run>` in the namespace `rlhf`. It decides nothing: it keeps what people wish and
-what the driver last reported, and the driver reconciles towards the wish as it goes.
+A named actor `rlhf-<run>` in the namespace `rlhf`. It decides nothing: it keeps what people wish
+and what the driver last reported, and the driver reconciles towards the wish as it goes.
 """
 
 from dataclasses import dataclass, field, replace

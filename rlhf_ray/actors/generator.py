@@ -1,4 +1,4 @@
-"""The generator actor: an engine on its own thread, fed with shards, loaded with versions it pulls."""
+"""The generator actor: an engine on its own thread, fed with shards; it pulls its versions."""
 
 import os
 import threading
@@ -18,8 +18,8 @@ from rlhf_ray.generators.registry import BACKENDS
 from rlhf_ray.weights.buckets import Manifest
 from rlhf_ray.weights.object_store import pull
 
-# Largest difference of a probe's log-probs, in nats, between the learner and an engine that holds the
-# same weights. A stale or missing tensor is two orders of magnitude above.
+# Largest difference of a probe's log-probs, in nats, between the learner and an engine with the same
+# weights. A stale or missing tensor is two orders of magnitude above.
 PROBE_TOLERANCE = {"float32": 2e-2, "bfloat16": 0.5}
 UNLOADED = Version(0, 0)  # what an engine starts from; it serves nothing before its first load
 LAST_WORDS = 1.0  # seconds that a failing engine's error has to reach its callers
@@ -142,17 +142,17 @@ class GeneratorActor:
         )
 
     def _die(self, error: BaseException) -> None:
-        """An engine that failed is in an unknown state: its process ends, the driver makes another."""
+        """A failed engine is in an unknown state: its process ends, the driver makes another."""
         print(f"{self.name}: the engine failed: {type(error).__name__}: {error}", flush=True)
         threading.Timer(LAST_WORDS, os._exit, args=(1,)).start()
 
 
 class ProbeMismatch(RuntimeError):
-    """An engine does not reproduce the learner's log-probs: it does not hold the version it claims."""
+    """An engine does not give the learner's log-probs: it does not hold the version it claims."""
 
 
 def check_probes(engine: Generator, manifest: Manifest) -> None:
-    """Raise ProbeMismatch unless `engine` gives the log-probs that the manifest was published with."""
+    """Raise ProbeMismatch unless `engine` gives the log-probs that the manifest came with."""
     if not manifest.probes:
         return
     found = engine.token_logprobs([probe.token_ids for probe in manifest.probes])

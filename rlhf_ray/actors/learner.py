@@ -89,7 +89,11 @@ class LearnerActor:
                 pass
             return None
         manifest, self._buckets = pack(
-            version, tensors, dtype=spec.weights_dtype, bucket_bytes=spec.bucket_bytes, probes=probes
+            version,
+            tensors,
+            dtype=spec.weights_dtype,
+            bucket_bytes=spec.bucket_bytes,
+            probes=probes,
         )
         return manifest
 

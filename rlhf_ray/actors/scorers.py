@@ -1,7 +1,8 @@
 """Scorers: pure over frozen weights, so Ray's own restarts and retries serve them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -9,19 +10,18 @@ import ray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.tables import fetch
-
 from rlhf_ray.config import Reward
-from rlhf_ray.data import schemas
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reference import ReferenceModel
 from rlhf_ray.models.reward_model import Calibration
-from rlhf_ray.rewards.combine import build
+from rlhf_ray.rewards.combine import CombinedReward, build
+from rlhf_ray.rewards.function_worker import load
 from rlhf_ray.rewards.table import score_table
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
-    """What the scorers are made of. `policy_path`: the reference, whose tokenizer the rollouts use."""
+    """What scorers are made of. policy_path: the reference, whose tokenizer the rollouts use."""
 
     policy_path: str
     reward: Reward
@@ -31,10 +31,19 @@ class ScorerSpec:
 
 
 class ReferenceActor:
-    """Log-probs of the reference policy."""
+    """Log-probs of the reference policy.
+
+    Models are loaded by the first call, not by the constructor, here and below: a fault in them
+    then reaches the caller as what it is, and an actor that Ray restarted loads them again.
+    """
 
     def __init__(self, spec: ScorerSpec) -> None:
-        self._model = ReferenceModel(
+        self._spec = spec
+
+    @cached_property
+    def _model(self) -> ReferenceModel:
+        spec = self._spec
+        return ReferenceModel(
             spec.policy_path,
             dtype=spec.dtype,
             temperature=spec.temperature,
@@ -43,7 +52,7 @@ class ReferenceActor:
 
     def ready(self) -> bool:
         """Return once the model is loaded."""
-        return True
+        return self._model is not None
 
     def score(self, rollouts: pa.Table) -> tuple[pa.Table, int]:
         """`rollout_id, ref_logprobs`, and how many rows: the driver waits for that alone."""
@@ -55,19 +64,31 @@ class RewardActor:
 
     def __init__(self, spec: ScorerSpec) -> None:
         self._spec = spec
-        self._tokenizer = load_tokenizer(
-            spec.policy_path, trust_remote_code=spec.trust_remote_code
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        spec = self._spec
+        return load_tokenizer(spec.policy_path, trust_remote_code=spec.trust_remote_code)
+
+    @cached_property
+    def _reward(self) -> CombinedReward:
+        return build(
+            self._spec.reward.sources,
+            self._tokenizer,
+            dtype=self._spec.dtype,
+            trust_remote_code=self._spec.trust_remote_code,
         )
-        self._reward = build(spec.reward.sources, self._tokenizer, dtype=spec.dtype)
-        self._gold = load(spec.reward.gold) if spec.reward.gold else None
+
+    @cached_property
+    def _gold(self) -> Callable[..., list[float]] | None:
+        gold = self._spec.reward.gold
+        return load(gold) if gold else None
 
     def ready(self) -> bool:
         """Return once every source is loaded."""
-        return True
+        return self._reward is not None and (self._gold is not None or not self._spec.reward.gold)
 
-    def score(
-        self, rollouts: pa.Table, calibration: Calibration | None
-    ) -> tuple[pa.Table, int]:
+    def score(self, rollouts: pa.Table, calibration: Calibration | None) -> tuple[pa.Table, int]:
         """`rollout_id, score, score_valid, score/<source>`, and how many rows.
 
         The calibration comes with each call: a restarted scorer must not forget it.

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -69,7 +68,10 @@ class Cluster:
             train=prompts.train,
             heldout=prompts.heldout,
             shape=BatchShape(
-                config.ppo.prompts, config.ppo.samples, config.rollout.shard_prompts, config.run.seed
+                config.ppo.prompts,
+                config.ppo.samples,
+                config.rollout.shard_prompts,
+                config.run.seed,
             ),
             timeout=config.cluster.shard_timeout_s,
         )
@@ -82,7 +84,9 @@ class Cluster:
             settings=PoolSettings(
                 max_staleness=config.ppo.max_staleness,
                 depth=max(
-                    2, config.rollout.max_in_flight // (config.rollout.shard_prompts * config.ppo.samples)
+                    2,
+                    config.rollout.max_in_flight
+                    // (config.rollout.shard_prompts * config.ppo.samples),
                 ),
                 start_timeout=config.cluster.start_timeout_s,
                 shard_timeout=config.cluster.shard_timeout_s,
@@ -114,7 +118,9 @@ class Cluster:
             timeout=self.config.cluster.start_timeout_s,
         )
         self.learners.wait_started()
-        self._go_back_to(checkpoint, incarnation=(checkpoint.meta["incarnation"] + 1) if checkpoint else 0)
+        self._go_back_to(
+            checkpoint, incarnation=(checkpoint.meta["incarnation"] + 1) if checkpoint else 0
+        )
         self.reactor.pump_until(lambda: self.pool.serving() > 0)
 
     def shutdown(self) -> None:
@@ -232,3 +238,9 @@ class Cluster:
         for wait in self.reactor.oldest()[:3]:
             if now - wait.since > STALL_AFTER:
                 self._log(f"waiting for {wait.who}: {wait.what}, {now - wait.since:.0f} s")
+
+
+def _depth(config: Config) -> int:
+    """Shards that a generator holds at most: what fills its engine, and never fewer than two."""
+    shard = config.rollout.shard_prompts * config.ppo.samples
+    return max(2, config.rollout.max_in_flight // shard)

@@ -18,7 +18,9 @@ CALLS_AT_ONCE = 64  # shards, heartbeats and loads that wait in an actor's threa
 class RayGenerator:
     """A generator actor. One death is final: the pool decides what follows, not Ray."""
 
-    def __init__(self, name: str, spec: GeneratorSpec, share: Share, threads: int, run: str) -> None:
+    def __init__(
+        self, name: str, spec: GeneratorSpec, share: Share, threads: int, run: str
+    ) -> None:
         self._group = placement_group([share.bundle()], strategy="PACK")
         self._actor = (
             ray.remote(GeneratorActor)

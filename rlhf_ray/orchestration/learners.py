@@ -79,7 +79,7 @@ class LearnerGroup:
         return self._all("update", step, list(shards), timeout=self._update_timeout)[0]
 
     def publish(self, version: Version) -> Published:
-        """Pack the policy's weights as `version`; they stay where rank 0 is, for generators to pull."""
+        """Pack the policy's weights as `version`; they stay where rank 0 is, to be pulled."""
         manifest = self._all("pack", version, timeout=CALL_TIMEOUT)[0]
         count = len(manifest.checksums)
         refs = self._actors[0].take_buckets.options(num_returns=count).remote()

@@ -1,4 +1,4 @@
-"""Rollouts on request: opens batches in the ledger, scores what is committed, hands over what is done."""
+"""Rollouts on request: opens batches, has what is committed scored, hands over what is done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

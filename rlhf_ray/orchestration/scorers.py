@@ -17,7 +17,14 @@ class ScorerPools:
     """Reference and reward scorers. Ray restarts and retries them: they are pure."""
 
     def __init__(
-        self, reactor: Reactor, spec: ScorerSpec, share: Share, *, count: int, threads: int, run: str
+        self,
+        reactor: Reactor,
+        spec: ScorerSpec,
+        share: Share,
+        *,
+        count: int,
+        threads: int,
+        run: str,
     ) -> None:
         self._reactor = reactor
         self.calibration: Any = None
@@ -57,7 +64,9 @@ class ScorerPools:
         """Score one shard; `then((ref columns, score columns), error)` once both are there."""
         reference, reward = next(self._next_reference), next(self._next_reward)
         ref_table, ref_rows = reference.score.options(num_returns=2).remote(table)
-        score_table, score_rows = reward.score.options(num_returns=2).remote(table, self.calibration)
+        score_table, score_rows = reward.score.options(num_returns=2).remote(
+            table, self.calibration
+        )
         missing = {"reference", "reward"}
 
         def settle(role: str, outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
 def ray_session() -> Iterator[None]:
     """Ray for the block. RAY_ADDRESS, or a Ray on this machine, is joined; else one is started.
 
-    Workers see this process's working directory first, so a user's `module:function` is found there.
+    Workers see this process's working directory first: a user's `module:function` is found there.
     """
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}

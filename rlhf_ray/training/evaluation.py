@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -50,7 +51,7 @@ def evaluate(samples: Sequence[Mapping[str, Any]], calibration: Calibration) -> 
 
 
 def calibrate(samples: Sequence[Mapping[str, Any]]) -> Calibration:
-    """Mean and standard deviation of the reference policy's rewards. ValueError for constant ones."""
+    """Mean and deviation of the reference policy's rewards. ValueError for constant ones."""
     rewards = [row["reward"] for row in samples]
     std = pstdev(rewards)
     if not std > 0:
@@ -58,12 +59,12 @@ def calibrate(samples: Sequence[Mapping[str, Any]]) -> Calibration:
             f"the reward gives {rewards[0]:.4g} to all {len(rewards)} responses of the reference "
             f"policy: there is nothing to learn from. Check the reward's sources"
         )
-    return Calibration(mean=fmean(rewards), std=std)
+    return Calibration(mean=fmean(rewards), std=std, samples=len(rewards))
 
 
 def distinct_bigrams(rows: Sequence[Sequence[int]]) -> float:
     """Different token bigrams over all token bigrams of all rows; 0 where there are none."""
-    bigrams = [pair for row in rows for pair in zip(row, row[1:], strict=False)]
+    bigrams = [pair for row in rows for pair in pairwise(row)]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The whole way: data → SFT → reward model → PPO → report. What is there already is not made again."""
+"""The whole way: data → SFT → reward model → PPO → report. What is there is not made again."""
 
 import dataclasses
 import json
@@ -15,7 +15,8 @@ from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.gauges import Gauges
-from rlhf_ray.observe.memory import PssSampler, process_tree, ray_session as ray_processes
+from rlhf_ray.observe.memory import PssSampler, process_tree
+from rlhf_ray.observe.memory import ray_session as ray_processes
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.observe.provenance import write_provenance
 from rlhf_ray.observe.report import write_report
@@ -108,7 +109,11 @@ class Phases:
         began = time.monotonic()
         share = Share(self._plan.learner.cpus, self._plan.learner.gpus)
         rows = stream(
-            train, *args, share=share, threads=self._plan.threads, name=f"{phase} {self._config.run.name}"
+            train,
+            *args,
+            share=share,
+            threads=self._plan.threads,
+            name=f"{phase} {self._config.run.name}",
         )
         with self._console.phase(phase, 1) as line:
             for row in rows:
@@ -118,7 +123,7 @@ class Phases:
 
 
 def follow(phase: str, row: Row, *, log: RunLog, line: Any) -> None:
-    """Show and log one row of a supervised phase; what is no metric (eta, total, done) is not logged."""
+    """Show and log one row of a supervised phase; what is no metric (eta, total) is not logged."""
     total, step = int(row["total"]), int(row["step"])
     metrics = {k: v for k, v in row.items() if k not in NOT_METRICS}
     line.update(step, metrics, total=total)
@@ -136,7 +141,9 @@ def resolve(config: Config) -> Config:
     run = dataclasses.replace(config.run, root=str(Path(config.run.root).absolute()))
     config = dataclasses.replace(config, run=run)
     data = config.data
-    if not any((data.texts, data.prompts, data.preferences, config.model.path, config.reward.sources)):
+    if not any(
+        (data.texts, data.prompts, data.preferences, config.model.path, config.reward.sources)
+    ):
         paths = write_demo(config.dir / "data", seed=config.run.seed)
         data = dataclasses.replace(
             data,
@@ -154,7 +161,7 @@ def resolve(config: Config) -> Config:
 
 
 def claim(config: Config, *, resume: bool) -> None:
-    """Take the run's directory: make it, and see that no finished or half-done PPO is overwritten."""
+    """Take the run's directory: make it, and see that no PPO in it is overwritten."""
     begun = (config.dir / "checkpoints").is_dir() or (config.dir / "summary.json").exists()
     if begun and config.run.overwrite:
         shutil.rmtree(config.dir)

@@ -25,13 +25,20 @@ PROBES, PROBE_TOKENS = 3, 64
 
 
 def train(config: Config, cluster: Cluster, record: Record) -> None:
-    """prompts -> rollouts -> scores -> update -> weights. The driver holds refs and metrics, never a tensor."""
+    """prompts → rollouts → scores → update → weights. The driver holds refs and metrics only."""
+    last = config.ppo.iterations - 1
     for step in cluster.steps():  # starts after the last complete checkpoint
         with cluster.recovery():  # a lost learner group goes back to it
             record.begin(step)
-            cluster.rollouts.request(until=min(step + config.ppo.max_staleness, config.ppo.iterations - 1))
-            batch = cluster.rollouts.take(step)  # this step's rollouts, scored as their shards finished
-            stats = cluster.learners.update(step, batch.shards)  # log-probs, values, advantages, epochs
+            cluster.rollouts.request(
+                until=min(step + config.ppo.max_staleness, config.ppo.iterations - 1)
+            )
+            batch = cluster.rollouts.take(
+                step
+            )  # this step's rollouts, scored as their shards finished
+            stats = cluster.learners.update(
+                step, batch.shards
+            )  # log-probs, values, advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
             record.evaluate(step + 1)
             record.report(step, batch, stats)
@@ -40,7 +47,7 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What PPO starts from. critic: a reward model's directory, or None for the policy's own trunk."""
+    """What PPO starts from. critic: a reward model's directory; None: the policy's trunk."""
 
     policy: str
     critic: str | None
@@ -75,7 +82,12 @@ def run_ppo(
 
 
 def _cluster(
-    config: Config, plan: Plan, start: Start, prompts: Prompts, eos: int, note: Callable[[str], None]
+    config: Config,
+    plan: Plan,
+    start: Start,
+    prompts: Prompts,
+    eos: int,
+    note: Callable[[str], None],
 ) -> Cluster:
     device = "cuda" if plan.learner.gpus else "cpu"
     weights_dtype = _weights_dtype(config, device)
@@ -120,7 +132,7 @@ def _weights_dtype(config: Config, device: str) -> str:
 
 
 def _probe_sequences(prompts: Prompts) -> tuple[tuple[int, ...], ...]:
-    """A few real token sequences: prompts end to end, so that one is longer than two cache blocks."""
+    """Real token sequences: prompts end to end, so that each is longer than two cache blocks."""
     joined = [token for prompt in prompts.train[:256] for token in prompt.token_ids]
     pieces = [tuple(joined[i * PROBE_TOKENS : (i + 1) * PROBE_TOKENS]) for i in range(PROBES)]
     return tuple(piece for piece in pieces if len(piece) > 1)

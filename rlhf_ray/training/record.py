@@ -27,7 +27,11 @@ class Record:
     """Called by the loop at each of its points; `progress(step, metrics)` shows a line."""
 
     def __init__(
-        self, config: Config, cluster: Cluster, log: RunLog, progress: Callable[[int, dict[str, float]], None]
+        self,
+        config: Config,
+        cluster: Cluster,
+        log: RunLog,
+        progress: Callable[[int, dict[str, float]], None],
     ) -> None:
         self._config, self._cluster, self._log, self._progress = config, cluster, log, progress
         self._seconds: dict[str, float] = {}
@@ -43,12 +47,12 @@ class Record:
     # Before the loop
 
     def prepare(self) -> None:
-        """Calibrate the reward on the reference policy, and evaluate it: what comes is held against it."""
+        """Calibrate the reward on the reference policy, and evaluate that policy: the baseline."""
         path = self._config.dir / "calibration.json"
         if self._cluster.step == 0:
             batch = self._cluster.rollouts.sample_once(CALIBRATION, 0, CALIBRATION_PROMPTS)
             found = calibrate(self._cluster.describe(batch.shards))
-            _write_json(path, {"mean": found.mean, "std": found.std})
+            _write_json(path, asdict(found))
         self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
         if self._cluster.step == 0:
             self.evaluate(0)
