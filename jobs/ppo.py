@@ -11,12 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.pipeline import run
+from rlhf_ray.training.pipeline import read_run, run
 
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how `ray job stop` asks
     command = cli.parse(sys.argv[1:], prog="jobs/ppo.py", description=__doc__ or "")
+    if command.resume and command.recipe is None:  # what the run began with; flags override it
+        base = read_run(command.config.dir)
+        command = cli.parse(sys.argv[1:], prog="jobs/ppo.py", description=__doc__ or "", base=base)
     run(command.config, resume=command.resume, console=Console(command.config.run.name))
     return 0
 

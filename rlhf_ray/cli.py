@@ -29,10 +29,15 @@ class Command:
     """Go on with this run after its last complete checkpoint."""
 
 
-def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
-    """Parse `argv`. Exits with help or a usage message; ValueError for a wrong recipe."""
+def parse(
+    argv: Sequence[str], *, prog: str, description: str, base: Config | None = None
+) -> Command:
+    """Parse `argv`. Exits with help or a usage message; ValueError for a wrong recipe.
+
+    base: what flags override where no recipe is given; None: the class defaults.
+    """
     recipe = _recipe_path(argv)
-    base = read_recipe(recipe) if recipe else Config()
+    base = read_recipe(recipe) if recipe else base or Config()
     return tyro.cli(
         Command,
         args=list(argv),

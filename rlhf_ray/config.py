@@ -1,4 +1,4 @@
-"""The one typed config tree: defaults are a good run, a YAML recipe overrides them, flags override both.
+"""The one typed config tree: defaults are a good run; a recipe overrides them, flags both.
 
 Frozen: nothing rewrites a config after it is built. What cannot work together is a ValueError here,
 before anything starts; what depends on data or on the cluster is checked where those are known.
@@ -21,7 +21,8 @@ class Run:
     name: str = "demo"
     """Name of the run: its directory below `root`, and of its control actor `rlhf-<name>`."""
     root: str = "runs"
-    """Where run directories live. On a cluster: an absolute path on storage that every node sees."""
+    """Where run directories live. On a cluster: an absolute path on storage that every node sees.
+    Where run directories live. On a cluster: an absolute path on storage that every node sees."""
     seed: int = 0
     """Decides everything random: data order, initial weights, every rollout's own sampling seed."""
     overwrite: bool = False
@@ -33,15 +34,18 @@ class Data:
     __pydantic_config__ = _STRICT
 
     prompts: str | None = None
-    """Prompts for PPO: .txt (one a line), .jsonl or .parquet (column `prompt`), or a datasets name."""
+    """Prompts for PPO: .txt (one a line), .jsonl or .parquet (column `prompt`), or a datasets
+    name."""
     heldout_prompts: str | None = None
     """Prompts for evaluation. None: `heldout_fraction` of `prompts` is set apart."""
     heldout_fraction: float = 0.1
     """Share of prompts, lists and texts set apart for evaluation where no file is given."""
     texts: str | None = None
-    """Texts for SFT: .txt, .tsv (every cell a text), .jsonl or .parquet (`text`, or `prompt` + `response`)."""
+    """Texts for SFT: .txt, .tsv (every cell a text), .jsonl or .parquet (`text`, or `prompt` +
+    `response`)."""
     preferences: str | None = None
-    """Ranked lists for the reward model: .tsv (best first) or .jsonl; see docs/data.md for every format."""
+    """Ranked lists for the reward model: .tsv (best first) or .jsonl; see docs/data.md for every
+    format."""
     prompt_column: str = "prompt"
     """Column that holds the prompt in .jsonl, .parquet and datasets."""
     text_column: str = "text"
@@ -53,7 +57,8 @@ class Data:
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """A bad row ends the run with file, line and fault, or is skipped and counted in the summary."""
+    """A bad row ends the run with file, line and fault, or is skipped and counted in the summary.
+    A bad row ends the run with file, line and fault, or is skipped and counted in the summary."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Model:
     __pydantic_config__ = _STRICT
 
     path: str | None = None
-    """Base model, by path or name. None: a small decoder and its tokenizer are made from `data.texts`."""
+    """Base model, by path or name. None: a small decoder and its tokenizer are made from
+    `data.texts`."""
     hidden: int = 256
     """Width of the decoder that is made when `path` is None."""
     layers: int = 4
@@ -108,7 +114,8 @@ class RM:
     max_tokens: int = 256
     """Longer inputs are cut from the left of the prompt, then from the right of the response."""
     pooling: Literal["last", "mean", "pooler", "cls"] = "mean"
-    """Features of a text: last attended token, mean of attended tokens, or an encoder's pooler or CLS."""
+    """Features of a text: last attended token, mean of attended tokens, or an encoder's pooler or
+    CLS."""
     reduction: Literal["list", "pair"] = "list"
     """Average the loss by list (InstructGPT: a prompt is one element), or over all pairs."""
     base: str | None = None
@@ -119,7 +126,8 @@ class RM:
 
 @dataclass(frozen=True)
 class RewardSource:
-    """One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given."""
+    """One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given.
+    One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given."""
 
     __pydantic_config__ = _STRICT
 
@@ -128,15 +136,18 @@ class RewardSource:
     classifier: str | None = None
     """Any AutoModelForSequenceClassification, by path or name."""
     function: str | None = None
-    """A Python function `module:function`: lists of prompts and responses in, list of scores out."""
+    """A Python function `module:function`: lists of prompts and responses in, list of scores out.
+    A Python function `module:function`: lists of prompts and responses in, list of scores out."""
     label: int | None = None
-    """Classifier: the class whose log-odds are the score. None: the only logit, or the last class."""
+    """Classifier: the class whose log-odds are the score. None: the only logit, or the last class.
+    Classifier: the class whose log-odds are the score. None: the only logit, or the last class."""
     weight: float = 1.0
     """Factor of this score in the sum."""
     timeout_s: float = 60.0
     """Function: seconds that one call may take."""
     on_error: Literal["fail", "drop", "default"] = "fail"
-    """Function: a sample that raises, hangs or is not finite ends the run, is dropped, or gets `default`."""
+    """Function: a sample that raises, hangs or is not finite ends the run, is dropped, or gets
+    `default`."""
     default: float = 0.0
     """Score of a failed sample under `on_error: default`."""
     processes: int = 1
@@ -163,7 +174,8 @@ class Reward:
     __pydantic_config__ = _STRICT
 
     sources: tuple[RewardSource, ...] = ()
-    """What scores a response. Empty: the reward model that this run trains from `data.preferences`."""
+    """What scores a response. Empty: the reward model that this run trains from
+    `data.preferences`."""
     clip: float | None = 5.0
     """Scores are clipped to ± this many, after normalisation. None: never."""
     missing_eos_penalty: float = 1.0
@@ -211,7 +223,8 @@ class PPO:
     estimator: Literal["gae", "rloo", "grpo", "reinforce_pp"] = "gae"
     """How advantages are estimated; gae needs a critic, rloo and grpo need `samples` > 1."""
     critic: Literal["separate", "shared"] = "separate"
-    """A model of its own, or a value head on the policy's trunk. Only estimators with values have one."""
+    """A model of its own, or a value head on the policy's trunk. Only estimators with values have
+    one."""
     lr: float = 3e-5
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
@@ -257,8 +270,8 @@ class PPO:
         total = self.prompts * self.samples
         if total % self.minibatches:
             raise ValueError(
-                f"ppo.prompts {self.prompts} × ppo.samples {self.samples} = {total} rollouts do not "
-                f"divide into ppo.minibatches {self.minibatches}: change one of the three, for "
+                f"ppo.prompts {self.prompts} × ppo.samples {self.samples} = {total} rollouts do "
+                f"not divide into ppo.minibatches {self.minibatches}: change one of the three, for "
                 f"example --ppo.prompts {self.prompts + (-self.prompts) % self.minibatches}"
             )
         if self.estimator in ("rloo", "grpo") and self.samples < 2:

@@ -18,7 +18,7 @@ from rlhf_ray.generators.registry import BACKENDS
 from rlhf_ray.weights.buckets import Manifest
 from rlhf_ray.weights.object_store import pull
 
-# Largest difference of a probe's log-probs, in nats, between the learner and an engine with the same
+# Largest difference of a probe's log-probs, in nats, between learner and engine with the same
 # weights. A stale or missing tensor is two orders of magnitude above.
 PROBE_TOLERANCE = {"float32": 2e-2, "bfloat16": 0.5}
 UNLOADED = Version(0, 0)  # what an engine starts from; it serves nothing before its first load

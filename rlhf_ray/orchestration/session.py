@@ -33,6 +33,21 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def join_session() -> Iterator[None]:
+    """The Ray that is up, for the block. ValueError where there is none."""
+    try:
+        ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:
+        raise ValueError(
+            "no Ray is up on this machine: start one (make cluster), or name it in RAY_ADDRESS"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def make_plan(config: Config) -> Plan:
     """The run's plan on the cluster that is up. ValueError where it does not fit."""
     return plan(config.cluster, ray.cluster_resources(), node_cpus())

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_ray.cli import read_recipe
 from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
 from rlhf_ray.observe.console import Console
@@ -174,6 +175,17 @@ def claim(config: Config, *, resume: bool) -> None:
     if config.run.overwrite:
         resolve(config)
     _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
+
+
+def read_run(directory: Path) -> Config:
+    """The config that the run in `directory` began with. ValueError where there is no run."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} holds no run to resume: start one without --resume, or name the right "
+            f"one with --run.name and --run.root"
+        )
+    return read_recipe(path)
 
 
 def _absolute(path: str | None, option: str) -> str | None:

@@ -30,15 +30,9 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
     for step in cluster.steps():  # starts after the last complete checkpoint
         with cluster.recovery():  # a lost learner group goes back to it
             record.begin(step)
-            cluster.rollouts.request(
-                until=min(step + config.ppo.max_staleness, config.ppo.iterations - 1)
-            )
-            batch = cluster.rollouts.take(
-                step
-            )  # this step's rollouts, scored as their shards finished
-            stats = cluster.learners.update(
-                step, batch.shards
-            )  # log-probs, values, advantages, epochs
+            cluster.rollouts.request(until=min(step + config.ppo.max_staleness, last))
+            batch = cluster.rollouts.take(step)  # scored as its shards finished
+            stats = cluster.learners.update(step, batch.shards)  # advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
             record.evaluate(step + 1)
             record.report(step, batch, stats)

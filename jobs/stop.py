@@ -1,0 +1,35 @@
+"""End a run at its next consistent point: a checkpoint is written and --resume goes on from it.
+
+python jobs/stop.py --run NAME
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ray
+import tyro
+
+from rlhf_ray import cli
+from rlhf_ray.actors.control import find_control
+from rlhf_ray.orchestration.session import join_session
+
+
+@dataclass(frozen=True)
+class Options:
+    run: str = "demo"
+    """Name of the run."""
+
+
+def main() -> int:
+    options = tyro.cli(Options, prog="jobs/stop.py", description=__doc__)
+    with join_session():
+        ray.get(find_control(options.run).stop.remote(), timeout=30)
+    print(f"{options.run}: stops after the iteration that runs now")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
