@@ -60,6 +60,9 @@ class GeneratorPool:
         self._settings, self._log = settings, log
         self._members: dict[str, Member] = {}
         self._published: Published | None = None
+        self._roomy: dict[
+            str, Member
+        ] = {}  # all that have room for a shard, and some that have not
         self._places = Places()
         self._depth = min(settings.depth, MOST_DEPTH)
         self._born = 0
@@ -97,10 +100,11 @@ class GeneratorPool:
         """Give pending shards to serving generators, the least busy first."""
         if not self._ledger.pending():
             return
-        room = [m for m in self._members.values() if self._has_room(m)]
         for held in range(self._depth):
-            for member in room:
-                if len(member.leases) == held and not self._feed(member):
+            for name, member in list(self._roomy.items()):
+                if not self._has_room(member):
+                    del self._roomy[name]
+                elif len(member.leases) == held and not self._feed(member):
                     return
 
     def members(self) -> list[Member]:
@@ -190,6 +194,7 @@ class GeneratorPool:
         if outcome.value == self._published.version:
             member.life.happen(Event.LOADED)
             self._served = True
+            self._roomy[member.life.name] = member
         else:
             self._load(member)
 
@@ -249,6 +254,7 @@ class GeneratorPool:
     def _on_shard(self, member: Member, lease: Lease, table: Any, outcome: Outcome) -> None:
         if member.leases.pop(lease.lease_id, None) is None:
             return  # taken back meanwhile
+        self._roomy[member.life.name] = member
         if isinstance(outcome.error, ValueError):
             raise outcome.error
         if outcome.error is not None:

@@ -28,7 +28,7 @@ from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator,
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One simulated run. rescale: {step: generators}. lost_learners: steps after which they are lost.
+    """One simulated run. rescale: {step: generators}. lost_learners: steps that are lost in learning.
 
     update: seconds of one update; publish: seconds until a version can be pulled.
     """
@@ -45,8 +45,8 @@ class Scenario:
     checkpoint_every: int = 2
     evaluate_every: int = 0
     seed: int = 0
-    pace: Pace = Pace()
-    faults: Faults = Faults()
+    pace: Pace = field(default_factory=Pace)
+    faults: Faults = field(default_factory=Faults)
     rescale: dict[int, int] = field(default_factory=dict)
     lost_learners: frozenset[int] = frozenset()
     shard_timeout: float = 200.0
@@ -58,6 +58,8 @@ class Scenario:
 class Measured:
     """What a run came to. Seconds are simulated, but for driver_seconds: CPU of the driver's code.
 
+    busy: share of the generators' time, from ready to the end, in which they worked, up to when the
+    last step was asked for: afterwards they run out of work, whatever the bound.
     waits: seconds that the learners waited for each step's rollouts. staleness: rows by how many
     versions they were behind. resident: bytes of this process at the end of each iteration.
     """
@@ -150,7 +152,10 @@ class SimulatedRun:
         step, checkpoint = 0, 0
         while step < scenario.iterations:
             self.pool.scale(scenario.rescale.get(step, self.pool.wanted))
-            self.rollouts.request(until=min(step + scenario.max_staleness, scenario.iterations - 1))
+            until = min(step + scenario.max_staleness, scenario.iterations - 1)
+            if until == scenario.iterations - 1 and not self.measured.busy:
+                self.measured.busy = self._busy()
+            self.rollouts.request(until)
             batch = self.rollouts.take(step)
             self._check(step, batch)
             self._pass(scenario.update, "learners", "update")
@@ -200,7 +205,8 @@ class SimulatedRun:
         self.rollouts.on_commit(lease, table, meta)
 
     def _check(self, step: int, batch: Batch) -> None:
-        scenario, keys = self.scenario, []
+        scenario = self.scenario
+        keys: list[RolloutKey] = []
         for index in range(len(batch.shards)):
             lease, meta = self._metas.pop((batch.key.split, step, index))
             keys += lease.keys
@@ -221,11 +227,14 @@ class SimulatedRun:
             if member.life.state is State.SERVING:
                 assert member.life.version == self.version, f"{member.life} serves an old version"
 
+    def _busy(self) -> float:
+        times = [made.measure() for made in self.generators]
+        return sum(working for working, _ in times) / max(1e-9, sum(alive for _, alive in times))
+
     def _finish(self, cpu_seconds: float) -> None:
-        measured, times = self.measured, [made.measure() for made in self.generators]
+        measured = self.measured
         measured.seconds = self.world.now
         measured.driver_seconds = cpu_seconds - self.world.host_seconds
-        measured.busy = sum(w for w, _ in times) / max(1e-9, sum(alive for _, alive in times))
         measured.restarts = self.pool.restarts
         measured.counts = self.ledger.counts
         rows = self.scenario.iterations * self.scenario.prompts * self.scenario.samples
