@@ -1,11 +1,13 @@
-# make <target>; `make` alone lists them. ARGS="--section.field value" goes to the job.
+# make <target>; `make` alone lists them. ARGS="--section.field value" goes to the command behind it.
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+JOB ?= jobs/ppo.py
 RUNS ?= $(CURDIR)/runs
 RAY_DASHBOARD ?= http://127.0.0.1:8265
 export PYTHON
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install ppo sft rm check test test-all bench docs lock cluster cluster-down submit
@@ -46,12 +48,12 @@ lock: install ## resolve both locks anew from pyproject.toml
 cluster: install ## Ray on this machine, with token authentication
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ray get-auth-token --generate > /dev/null
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 \
-		ray start --head --dashboard-host 127.0.0.1 --disable-usage-stats
+		ray start --head --dashboard-host 127.0.0.1 --disable-usage-stats $(ARGS)
 
 cluster-down: ## stop every Ray process of this user on this machine
 	@$(BIN)/ray stop
 
-submit: install ## jobs/ppo.py as a Ray job; only code is uploaded (.rayignore)
+submit: install ## the same as a Ray job (JOB=jobs/sft.py: another); uploads code only
 	@RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 $(BIN)/ray job submit \
 		--address $(RAY_DASHBOARD) --working-dir . -- \
-		python jobs/ppo.py --run.root $(abspath $(RUNS)) $(ARGS)
+		python $(JOB) --run.root $(abspath $(RUNS)) $(ARGS)
