@@ -11,6 +11,7 @@ from math import ceil, floor, log10
 _WIDTH, _HEIGHT = 440.0, 210.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 8.0, 26.0
 _MOST_POINTS = 160
+_WIDEST_BAR = 36.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def stacked_bars(
     totals = [sum(values[i] for _, values in layers) for i in keep]
     x_range = (xs[0] - 0.5, xs[-1] + 0.5)
     frame = Frame(_x_ticks(xs[0], xs[-1]), ticks(0.0, max(totals) or 1.0), x_range)
-    width = max((_WIDTH - _LEFT - _RIGHT) / len(totals) * 0.8, 1.0)
+    width = min(max((_WIDTH - _LEFT - _RIGHT) / len(totals) * 0.8, 1.0), _WIDEST_BAR)
     parts = [_axes(frame, x_label)]
     for i in keep:
         base = 0.0
@@ -126,17 +127,24 @@ def _with_spread(series: Series) -> list[tuple[tuple[float, float], float]]:
 def _axes(frame: Frame, x_label: str) -> str:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = []
+    decimals = _decimals(frame.y_ticks[1] - frame.y_ticks[0])
     for tick in frame.y_ticks:
         y = frame.y(tick)
+        label = number(tick) if abs(tick) >= 1000 else f"{tick:.{decimals}f}"
         kind = "grid zero" if tick == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" class="end">{number(tick)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" class="end">{label}</text>')
     for tick in frame.x_ticks:
         parts.append(
             f'<text x="{frame.x(tick):.1f}" y="{bottom + 14}" class="mid">{number(tick)}</text>'
         )
     parts.append(f'<text x="{right}" y="{_HEIGHT - 1}" class="end dim">{escape(x_label)}</text>')
     return "".join(parts)
+
+
+def _decimals(step: float) -> int:
+    """Digits after the point that tell two ticks apart."""
+    return max(0, -floor(log10(step) + 1e-9))
 
 
 def _band(series: Series, frame: Frame, index: int) -> str:

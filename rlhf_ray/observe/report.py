@@ -24,13 +24,17 @@ _MOST_SAMPLES = 12
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What one chart shows: key → label. `spread` is the key of the first line's ± band."""
+    """What one chart shows: key → label. `spread` is the key of the first line's ± band.
+
+    With `only_changing` it is left out when no value ever changes: one generator, staleness 0.
+    """
 
     title: str
     note: str
     lines: Mapping[str, str]
     spread: str | None = None
     dots: frozenset[str] = frozenset()
+    only_changing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,13 @@ _UPDATE = (
     ),
 )
 _POOLS = (
-    Plot("Staleness", "versions", {"staleness/mean": "mean", "staleness/max": "largest"}),
-    Plot("Generators", "serving", {"generators/serving": "serving"}),
+    Plot(
+        "Staleness",
+        "versions",
+        {"staleness/mean": "mean", "staleness/max": "largest"},
+        only_changing=True,
+    ),
+    Plot("Generators", "serving", {"generators/serving": "serving"}, only_changing=True),
 )
 _REWARD_MODEL = (
     Plot("Ranking loss", "nats a pair", {"loss/rank": "loss"}),
@@ -176,6 +185,8 @@ def _figure(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
             spread = [row.get(plot.spread) or 0.0 for row in held]
         series.append(Series(label, points, spread, dots=key in plot.dots))
     if not series:
+        return None
+    if plot.only_changing and all(len({y for _, y in one.points}) == 1 for one in series):
         return None
     return Figure(plot.title, plot.note, line_chart(series), [one.label for one in series])
 

@@ -63,8 +63,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("samples per second", f"{summary['samples_per_s']:.1f}"))
     seconds = summary.get("phase_seconds") or {}
     if seconds:
-        parts = ", ".join(f"{phase} {value:.0f}" for phase, value in seconds.items())
-        rows.append(("seconds", f"{sum(seconds.values()):.0f} ({parts})"))
+        parts = ", ".join(f"{name} {s:.0f}" for name, s in seconds.items() if round(s))
+        total = summary.get("total_seconds") or sum(seconds.values())
+        rows.append(("seconds", f"{total:.0f} ({parts})"))
     rollouts = summary.get("rollouts") or {}
     if rollouts:
         rows.append(("rollouts", ", ".join(f"{n:,} {name}" for name, n in rollouts.items())))

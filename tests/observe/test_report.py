@@ -153,6 +153,12 @@ def test_a_line_is_drawn_where_its_numbers_say() -> None:
     assert y0 > y1 > y2
 
 
+def test_ticks_that_differ_have_labels_that_differ() -> None:
+    svg = line_chart([Series("a", [(0, 6.9601), (1, 6.9788)])])
+    labels = re.findall(r'class="end">([^<]+)<', svg)
+    assert len(labels) >= 3 and len(set(labels)) == len(labels)
+
+
 def test_many_points_are_thinned_to_means_of_stretches() -> None:
     svg = line_chart([Series("a", [(i, float(i)) for i in range(320)])])
     assert len(coordinates(svg)) == 160
