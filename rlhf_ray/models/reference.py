@@ -14,7 +14,7 @@ from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import cast_parameters, compute_dtype, load_causal_lm
 
 # Of one forward pass. Rows are sorted by length, so a smaller pass pads less.
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
 
 class ReferenceModel:

@@ -15,7 +15,7 @@ class Compute:
 
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     trust_remote_code: bool = False
 
 
