@@ -34,19 +34,22 @@ def compute_dtype(
     return torch.bfloat16 if native else torch.float32
 
 
-def load_tokenizer(
-    path: str | Path, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer at `path` (a directory or a hub name), with an EOS and a pad token.
 
-    Without a pad token the EOS serves: no token is added, so ids keep their meaning.
-    Raises ValueError where there is none, or it has no EOS.
+    Without a pad token the EOS serves; without an EOS the separator of BERT's kind does, and its
+    CLS as BOS. No token is added, so ids keep their meaning. Raises ValueError where there is no
+    tokenizer, or it has no EOS.
     """
     options = source_options(path, trust_remote_code=trust_remote_code)
     try:
         tokenizer = tokenizer_class(path, options).from_pretrained(str(path), **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+        message = f"no tokenizer could be loaded from {path}: {_first_line(error)}"
+        raise ValueError(message) from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+        tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer at {path} has no EOS token, and a response ends with it: "
@@ -57,7 +60,9 @@ def load_tokenizer(
     return tokenizer
 
 
-def tokenizer_class(path: str | Path, options: dict[str, bool]) -> type:
+def tokenizer_class(
+    path: str | Path, options: dict[str, bool]
+) -> type[PreTrainedTokenizerFast] | type[AutoTokenizer]:
     """A generic tokenizer by its own class: beside a config of type `qwen2`, AutoTokenizer would
     take it for Qwen2's, with other words and one token more than the model has.
     """
@@ -86,7 +91,8 @@ def load_causal_lm(
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no language model could be loaded from {path}: {_first_line(error)}") from error
+        message = f"no language model could be loaded from {path}: {_first_line(error)}"
+        raise ValueError(message) from error
     return model.eval()
 
 
@@ -99,6 +105,16 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Pretrai
         raise ValueError(f"no model could be loaded from {path}: {_first_line(error)}") from error
 
 
+def check_length(model: PreTrainedModel, tokens: int, option: str) -> None:
+    """Raise ValueError where `option` asks for rows of more tokens than `model` has positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise ValueError(
+            f"--{option} is {tokens}, and the model has {positions} positions: "
+            f"set --{option} {positions} or less"
+        )
+
+
 def source_options(path: str | Path, *, trust_remote_code: bool = False) -> dict[str, bool]:
     """Keyword arguments for `from_pretrained`: the hub is not asked about a directory.
 
@@ -106,7 +122,8 @@ def source_options(path: str | Path, *, trust_remote_code: bool = False) -> dict
     """
     text = str(path)
     local = Path(text).is_dir()
-    if not local and (isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1):
+    like_a_path = isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if like_a_path and not local:
         raise ValueError(
             f"model directory {text} does not exist: give a directory that holds a config.json, "
             f"or a hub name such as owner/model"

@@ -24,12 +24,13 @@ from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import cast_parameters, load_config, source_options
 
 Pooling = Literal["last", "mean", "pooler", "cls"]
-HEAD_FILE, SETTINGS_FILE, CALIBRATION_FILE = "head.safetensors", "reward_model.json", "calibration.json"
+HEAD_FILE, SETTINGS_FILE = "head.safetensors", "reward_model.json"
+CALIBRATION_FILE = "calibration.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Mean and deviation of raw scores on samples of the reference policy, and how many they were."""
+    """Mean and deviation of raw scores on samples of the reference policy, and their number."""
 
     mean: float
     std: float
@@ -78,7 +79,7 @@ class RewardModel(nn.Module):
         seed: int = 0,
         trust_remote_code: bool = False,
     ) -> Self:
-        """A new float32 reward model on the decoder or encoder at `path`; a language head is left out."""
+        """A new float32 reward model on the decoder or encoder at `path`, without its head."""
         return cls(_load_backbone(path, trust_remote_code=trust_remote_code), pooling, seed=seed)
 
     @classmethod
@@ -89,7 +90,7 @@ class RewardModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
     ) -> Self:
-        """The reward model that `save_pretrained` wrote, in eval mode. ValueError where there is none."""
+        """What `save_pretrained` wrote, in eval mode. ValueError where there is no reward model."""
         path = Path(path)
         if not (path / SETTINGS_FILE).is_file():
             raise ValueError(
@@ -155,7 +156,7 @@ def to_left_edge(input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tenso
     lengths_B = mask_BT.sum(1)
     if not bool((lengths_B > 0).all()):
         row = int((lengths_B == 0).nonzero()[0])
-        raise ValueError(f"row {row} has no attended token, so there is nothing to score: leave it out")
+        raise ValueError(f"row {row} has no attended token, so nothing to score: leave it out")
     longest = int(lengths_B.max())
     aligned_BT = torch.arange(longest, device=mask_BT.device) < lengths_B[:, None]
     if not torch.equal(mask_BT[:, :longest], aligned_BT):
@@ -165,7 +166,7 @@ def to_left_edge(input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tenso
 
 
 def is_causal(backbone: PreTrainedModel) -> bool:
-    """Whether a position sees only those before it: a decoder, where padding on the right is unseen."""
+    """Whether a position sees only those before it, so that padding on the right is unseen."""
     kind, config = type(backbone.config), backbone.config
     if kind in MODEL_FOR_MASKED_LM_MAPPING:
         return bool(getattr(config, "is_decoder", False))
@@ -189,7 +190,7 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
 
 
 def calibrate(scores_N: Tensor) -> Calibration:
-    """Mean and population deviation of raw scores. ValueError where they do not vary or are not finite."""
+    """Mean and population deviation of scores; ValueError unless they are finite and vary."""
     scores_N = scores_N.double()
     mean, std = float(scores_N.mean()), float(scores_N.std(correction=0))
     if not std > 1e-8:

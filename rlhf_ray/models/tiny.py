@@ -11,12 +11,11 @@ SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
 SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
 
 # A Han character, kana or full-width mark is a word of its own; the rest splits as in GPT-2.
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef"
+LETTERS = r"\p{Latin}\p{Cyrillic}\p{Greek}"
 WORDS = Regex(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef]"
-    r"|'s|'t|'re|'ve|'m|'ll|'d"
-    r"| ?[\p{Latin}\p{Cyrillic}\p{Greek}]+| ?\p{N}"
-    r"| ?[^\s\p{Latin}\p{Cyrillic}\p{Greek}\p{N}\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef]+"
-    r"|\s+(?!\S)|\s+"
+    rf"[{ALONE}]|'s|'t|'re|'ve|'m|'ll|'d| ?[{LETTERS}]+| ?\p{{N}}"
+    rf"| ?[^\s\p{{N}}{LETTERS}{ALONE}]+|\s+(?!\S)|\s+"
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def written_aside(out_dir: str | Path) -> Iterator[Path]:
-    """A directory beside `out_dir` to write to; it takes its place when the block ends without error.
+    """A directory beside `out_dir` to write to; it takes its place when the block ends well.
 
     What was at `out_dir` stays until then. Files are flushed to disk before the name changes.
     """

@@ -9,7 +9,7 @@ from rlhf_ray.training.supervised import Row
 
 
 def output_dir(config: Config, phase: str) -> Path:
-    """Directory of `phase` in the run's. ValueError where it holds a model that must not be lost."""
+    """Directory of `phase` in the run's. ValueError where it holds a model already."""
     out = config.dir / phase
     if out.exists() and not config.run.overwrite:
         raise ValueError(

@@ -28,7 +28,7 @@ FORWARD_TOKENS = 2048
 class RankedData:
     """L lists with N texts in all, list after list.
 
-    list_ids_N and ranks_N (smaller is better) are int64; starts: the first text of each list, and N.
+    list_ids_N and ranks_N (smaller is better) are int64; starts: each list's first text, and N.
     """
 
     rows: TokenRows
@@ -42,7 +42,9 @@ class RankedData:
     @property
     def list_tokens(self) -> np.ndarray:
         """Tokens of each list, int64 [L]."""
-        return np.add.reduceat(self.rows.lengths, self.starts[:-1]) if len(self) else np.zeros(0, int)
+        if not len(self):
+            return np.zeros(0, np.int64)
+        return np.add.reduceat(self.rows.lengths, self.starts[:-1])
 
     def texts_of(self, lists: list[int]) -> list[int]:
         """Indices of the texts of some lists, in order."""
@@ -62,7 +64,7 @@ def tokenise_lists(
     )
     return RankedData(
         rows=rows,
-        list_ids_N=torch.arange(len(lists)).repeat_interleave(torch.tensor(sizes, dtype=torch.long)),
+        list_ids_N=torch.repeat_interleave(torch.tensor(sizes, dtype=torch.long)),
         ranks_N=torch.tensor([rank for one in lists for rank in one.ranks], dtype=torch.long),
         starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
     )

@@ -13,7 +13,7 @@ import torch
 from rlhf_ray.algos.ranking import count_ranked_terms, ranked_list_loss, score_gaps
 from rlhf_ray.config import Config
 from rlhf_ray.data.preferences import PreferenceSet, RankedList, load_lists, split_lists
-from rlhf_ray.models.loading import compute_dtype, load_tokenizer
+from rlhf_ray.models.loading import check_length, compute_dtype, load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.training.output import write_json, written_aside
 from rlhf_ray.training.ranked_data import RankedData, evaluate_lists, scores_of, tokenise_lists
@@ -50,9 +50,9 @@ def train_reward_model(
     model = RewardModel.from_backbone(
         base, config.rm.pooling, seed=config.run.seed, trust_remote_code=trust
     ).to(place)
-    data, heldout_data = (
-        tokenise_lists(tokenizer, part, max_tokens=config.rm.max_tokens) for part in (train, heldout)
-    )
+    check_length(model.backbone, config.rm.max_tokens, "rm.max-tokens")
+    data = tokenise_lists(tokenizer, train, max_tokens=config.rm.max_tokens)
+    heldout_data = tokenise_lists(tokenizer, heldout, max_tokens=config.rm.max_tokens)
     optimizer = MasterAdamW(
         model, dtype=compute_dtype(config.model.dtype, place), weight_decay=config.rm.weight_decay
     )
@@ -94,7 +94,7 @@ def train_reward_model(
 
 
 def load_split(config: Config) -> tuple[PreferenceSet, list[RankedList], list[RankedList]]:
-    """`config.data.preferences`, and its lists for training and set apart: no text is on both sides."""
+    """`config.data.preferences`, its lists for training and those set apart: no text in both."""
     if config.data.preferences is None:
         raise ValueError("a reward model needs ranked lists: give --data.preferences FILE")
     preferences = load_lists(

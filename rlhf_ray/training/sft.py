@@ -17,7 +17,7 @@ from rlhf_ray.data.batching import pad_right, token_budget_batches
 from rlhf_ray.data.texts import Text, load_texts, split_texts
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.models.attention import use_short_attention
-from rlhf_ray.models.loading import compute_dtype, load_causal_lm, load_tokenizer
+from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.training.output import written_aside
@@ -46,7 +46,9 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     )
     train, heldout = split_texts(text_set, config.data.heldout_fraction, config.run.seed)
     tokenizer, model = base_model(config, train)
-    rows, heldout_rows = (_tokenise(tokenizer, part, config.sft.max_tokens) for part in (train, heldout))
+    check_length(model, config.sft.max_tokens, "sft.max-tokens")
+    rows = _tokenise(tokenizer, train, config.sft.max_tokens)
+    heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
     pad_id = tokenizer.pad_token_id
 
     optimizer = MasterAdamW(
@@ -95,10 +97,12 @@ def base_model(
     return tokenizer, model
 
 
-def sft_step(optimizer: MasterAdamW, rows: TokenRows, step_rows: list[int], *, pad_id: int) -> StepSums:
+def sft_step(
+    optimizer: MasterAdamW, rows: TokenRows, step_rows: list[int], *, pad_id: int
+) -> StepSums:
     """Forward and backward of one optimizer step: the mean loss over all its trained tokens.
 
-    The tokens of the whole step are the denominator, so its split into micro-batches changes nothing.
+    The tokens of the whole step are the denominator: a split into micro-batches changes nothing.
     """
     tokens = sum(int(rows.trained_mask(row)[1:].sum()) for row in step_rows)
     total = 0.0
@@ -148,9 +152,7 @@ def nll_sum(model: PreTrainedModel, rows: TokenRows, picked: list[int], *, pad_i
     return -logprobs_N.sum()
 
 
-def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_tokens: int
-) -> TokenRows:
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_tokens: int) -> TokenRows:
     return tokenise_pairs(
         tokenizer,
         [text.prompt for text in texts],
