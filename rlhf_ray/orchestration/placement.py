@@ -1,5 +1,6 @@
 """What each role reserves, whether the cluster has it, and a placement group for each part."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,10 +70,8 @@ def plan(cluster: Cluster, resources: Mapping[str, float], node_cpus: int) -> Pl
 
     Raises ValueError, saying what is asked, what there is and what would fit.
     """
-    gpus = float(resources.get("GPU", 0))
-    whole = cluster.generators + cluster.learners
-    default = 0.0 if not gpus else (1.0 if gpus > whole else gpus / (whole + 1))
-    scorer_default = 0.0 if not gpus else min(0.5, default / SCORER_ROLES)
+    whole, small = cluster.generators + cluster.learners, cluster.scorers * SCORER_ROLES
+    default, scorer_default = gpu_shares(whole, small, int(resources.get("GPU", 0)))
 
     def gpu_share(asked: float | None, fallback: float) -> float:
         return fallback if asked is None else asked
@@ -95,6 +94,29 @@ def plan(cluster: Cluster, resources: Mapping[str, float], node_cpus: int) -> Pl
                 f"roles' --cluster.*-{name.lower()}s, or add nodes"
             )
     return made
+
+
+def gpu_shares(whole: int, small: int, gpus: int) -> tuple[float, float]:
+    """GPUs for each of `whole` generators and learner ranks, and for each of `small` scorers.
+
+    Every actor finds room whatever the order in which Ray places them, each on the fullest GPU that
+    has room. With GPUs to spare the scorers share those; with just one for each of the others they
+    all fit beside any of them, and no two of the others share one; else all are equal.
+    """
+    if gpus == 0:
+        return 0.0, 0.0
+    if whole < gpus:
+        shares = 1.0, min(0.5, 1 / math.ceil(small / (gpus - whole)))
+    elif whole == gpus:
+        shares = 0.6, 0.4 / small
+    else:
+        shares = (1 / math.ceil((whole + small) / gpus),) * 2
+    return _floor(shares[0]), _floor(shares[1])
+
+
+def _floor(share: float) -> float:
+    """Down to Ray's grain of 1/10,000, so that parts of a GPU never add up to more than one."""
+    return math.floor(share * 10_000) / 10_000
 
 
 def node_cpus() -> int:

@@ -1,11 +1,14 @@
 """What a run asks for against what a cluster has."""
 
+import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_ray.config import Cluster
-from rlhf_ray.orchestration.placement import Share, plan
+from rlhf_ray.orchestration.placement import SCORER_ROLES, Share, plan
 
 
 def test_a_laptop_without_a_gpu() -> None:
@@ -18,20 +21,33 @@ def test_a_laptop_without_a_gpu() -> None:
 def test_one_gpu_is_shared_by_all_roles() -> None:
     made = plan(Cluster(), {"CPU": 8.0, "GPU": 1.0}, 8)
     assert 0 < made.generator.gpus < 1
-    assert 0 < made.scorer.gpus < made.generator.gpus
+    assert 0 < made.scorer.gpus <= made.generator.gpus
     assert made.total()["GPU"] <= 1.0 + 1e-9
 
 
-@pytest.mark.parametrize(
-    ("generators", "learners", "scorers", "gpus"),
-    [(1, 1, 1, 1), (1, 1, 1, 2), (6, 1, 1, 8), (4, 4, 1, 8), (4, 2, 2, 8), (3, 2, 3, 8)],
+@given(
+    generators=st.integers(1, 20),
+    learners=st.integers(1, 8),
+    scorers=st.integers(1, 4),
+    gpus=st.integers(1, 24),
+    order=st.randoms(use_true_random=False),
 )
-def test_what_is_filled_in_fits(generators: int, learners: int, scorers: int, gpus: int) -> None:
-    cluster = Cluster(
-        generators=generators, learners=learners, scorers=scorers, scorer_gpus=None
-    )
+def test_what_is_filled_in_finds_room_in_any_order(
+    generators: int, learners: int, scorers: int, gpus: int, order: random.Random
+) -> None:
+    """Placed one by one, each on the fullest GPU that still has room for it, as Ray does."""
+    cluster = Cluster(generators=generators, learners=learners, scorers=scorers)
     made = plan(cluster, {"CPU": 64.0, "GPU": float(gpus)}, 64)
-    assert made.total()["GPU"] <= gpus + 1e-9
+    actors = [made.generator.gpus] * generators + [made.learner.gpus] * learners
+    actors += [made.scorer.gpus] * scorers * SCORER_ROLES
+    order.shuffle(actors)
+    free = [1.0] * gpus
+    for share in actors:
+        room = [gpu for gpu in range(gpus) if free[gpu] >= share - 1e-9]
+        assert share > 0 and room, f"{share} of a GPU: {free}"
+        free[min(room, key=lambda gpu: free[gpu])] -= share
+    if generators + learners <= gpus:
+        assert made.generator.gpus > 0.5, "two generators never share a GPU where there are enough"
 
 
 def test_what_is_asked_for_is_not_changed() -> None:

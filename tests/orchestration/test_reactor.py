@@ -16,9 +16,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.world = World()
-        self.reactor = Reactor(
-            clock=self.world.clock, wait=self.world.wait, get=self.world.get
-        )
+        self.reactor = Reactor(clock=self.world.clock, wait=self.world.wait, get=self.world.get)
         self.told: list[tuple[float, str, Any]] = []
 
     def note(self, name: str) -> Any:
