@@ -1,4 +1,4 @@
-"""What writes a response. An engine is stepped by one thread that owns it; nothing here blocks for long."""
+"""What writes a response. One thread owns an engine and steps it; nothing here blocks for long."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Completion:
     """One response, with its EOS where it has one.
 
     response_token_ids int32 [n]; behaviour_logprobs float32 [n], of the distribution sampled from;
-    finish_reason "eos" or "length"; version_spans: flat triples (first position, incarnation, step).
+    finish_reason "eos" or "length"; version_spans: flat (first position, incarnation, step).
     """
 
     rollout_id: int

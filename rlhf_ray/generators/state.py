@@ -1,4 +1,4 @@
-"""What a new version must consist of: names, shapes and ties of a model's state, checked before a load."""
+"""What a new version must consist of: names, shapes and ties, checked before a load."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

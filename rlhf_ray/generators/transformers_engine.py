@@ -85,16 +85,18 @@ class TransformersGenerator:
         """Replace all weights between two steps. Requests in flight go on under the new ones.
 
         Raises ValueError for tensors that are not this model's, all of them and of its shapes;
-        nothing is changed then.
+        nothing is changed then. EngineDead where copying fails: the process must end.
         """
         self._check_usable()
         state = self._layout.complete(tensors)
-        self._usable = False  # an exception from here on leaves half a model behind
+        self._usable = False
         own = self._model.state_dict()
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
-        self._usable = True
-        self._version = version
+        try:
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+        except (RuntimeError, NotImplementedError) as error:
+            raise EngineDead(f"loading version {version} failed half-way: {error}") from error
+        self._usable, self._version = True, version
 
     @torch.no_grad()
     def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -156,7 +158,7 @@ class _Wave:
 
     @torch.no_grad()
     def step(self, sampling: Sampling, version: Version) -> None:
-        """Sample one token for each row from softmax(logits / temperature), by the row's own seed."""
+        """Sample a token for each row from softmax(logits / temperature), by the row's own seed."""
         options = {}
         if self._takes_positions:
             positions_BL = (self._mask_BL.cumsum(1) - 1).clamp_min(0)
