@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +267,16 @@ def test_an_idle_process_that_was_killed_is_replaced(make) -> None:
     os.kill(pids[0], signal.SIGKILL)
     assert gone(pids[:1])
     assert reward(batch("a", "b")).scores == pytest.approx([8.1, 8.1])
+
+
+def test_it_serves_when_the_thread_that_made_it_has_ended(make) -> None:
+    """The kernel counts that as the parent's death and ends the processes."""
+    made: list[FunctionReward] = []
+    thread = threading.Thread(target=lambda: made.append(make("length")))
+    thread.start()
+    thread.join()
+    assert gone(made[0]._pool.pids())
+    assert made[0](batch("a")).scores == pytest.approx([8.1])
 
 
 def test_close_leaves_no_process(make) -> None:
