@@ -35,6 +35,11 @@ class CheckpointStore:
     """The checkpoints of one run, below `directory`."""
 
     def __init__(self, directory: Path, *, keep: int, log: Callable[[str], None]) -> None:
+        if keep < 1:
+            raise ValueError(
+                f"checkpoint.keep is {keep}: without a checkpoint there is nothing to resume from; "
+                f"set --checkpoint.keep 1 or more"
+            )
         self._directory, self._keep, self._log = directory, keep, log
 
     def write(self, step: int, meta: dict[str, Any], fill: Callable[[Path], None]) -> Path:
@@ -44,7 +49,7 @@ class CheckpointStore:
         """
         final = self._directory / f"step-{step:06d}"
         aside = self._directory / f".step-{step:06d}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
+        self._clear_leftovers()
         try:
             (aside / "learner").mkdir(parents=True)
             fill(aside / "learner")
@@ -52,21 +57,23 @@ class CheckpointStore:
             manifest = {str(p.relative_to(aside)): _fingerprint(p) for p in _files(aside)}
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             _sync(aside)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # of a lineage that did not survive
+                os.rename(final, final.with_name(f".{final.name}.replaced"))
             os.rename(aside, final)
             _sync_directory(self._directory)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            self._clear_leftovers()
             raise OSError(
                 f"checkpoint {final} could not be written: {error.strerror or error}; the earlier "
                 f"ones are whole. Free space or mend the directory, then go on with --resume"
             ) from error
-        self._prune()
+        self._clear_leftovers()
+        self._prune(step)
         return final
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. Damaged ones are named in the log, passed over."""
-        for path in sorted(self._paths(), reverse=True):
+        for path in sorted(self._paths(), key=_step, reverse=True):
             fault = self._fault(path)
             if fault is None:
                 meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -86,6 +93,8 @@ class CheckpointStore:
     def _fault(self, path: Path) -> str | None:
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict) or "meta.json" not in manifest:
+                return "manifest.json lists no meta.json"
             for name, expected in manifest.items():
                 if _fingerprint(path / name) != expected:
                     return f"{name} is not what was written"
@@ -93,9 +102,23 @@ class CheckpointStore:
             return str(error)
         return None
 
-    def _prune(self) -> None:
-        for path in sorted(self._paths())[: -self._keep]:
+    def _prune(self, step: int) -> None:
+        """Leave the last `keep` up to `step`; newer ones are damaged, or of a void lineage."""
+        newer = [path for path in self._paths() if _step(path) > step]
+        older = sorted((path for path in self._paths() if _step(path) <= step), key=_step)
+        for path in newer + older[: -self._keep]:
             shutil.rmtree(path)
+
+    def _clear_leftovers(self) -> None:
+        """Remove what writes that were cut short left aside."""
+        for path in self._directory.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    assert found is not None, f"{path} is no checkpoint"
+    return int(found[1])
 
 
 def _files(directory: Path) -> Iterator[Path]:

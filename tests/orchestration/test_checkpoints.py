@@ -1,0 +1,195 @@
+"""Checkpoints are complete or absent, whatever befalls the write or the disk."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.orchestration.checkpoints import CheckpointStore
+
+
+def fill(value: int, size: int = 64) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        (directory / "rank-0").mkdir()
+        (directory / "rank-0" / "weights.bin").write_bytes(bytes([value]) * size)
+        (directory / "progress.json").write_text(json.dumps({"value": value}))
+
+    return write
+
+
+class Disk:
+    """A store, what it logged, and a way to write small checkpoints to it."""
+
+    def __init__(self, root: Path, keep: int = 2) -> None:
+        self.directory, self.log = root / "checkpoints", []
+        self.store = CheckpointStore(self.directory, keep=keep, log=self.log.append)
+
+    def write(self, step: int, size: int = 64) -> Path:
+        return self.store.write(step, {"step": step}, fill(step % 256, size))
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.directory.iterdir())
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+def test_what_was_written_is_found(disk: Disk) -> None:
+    disk.store.write(5, {"step": 5, "counts": {"consumed": 40}}, fill(7))
+    found = disk.store.latest()
+    assert found is not None and found.meta == {"step": 5, "counts": {"consumed": 40}}
+    assert (found.path / "learner" / "rank-0" / "weights.bin").read_bytes() == bytes([7]) * 64
+    assert disk.names() == ["step-000005"] and disk.log == []
+
+
+def test_a_new_run_has_none(disk: Disk) -> None:
+    assert disk.store.latest() is None
+
+
+def test_the_last_ones_are_kept_by_number_not_by_name(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, keep=2)
+    for step in (5, 10, 999_999, 1_000_000):
+        disk.write(step)
+    assert disk.names() == ["step-1000000", "step-999999"]
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda p: (p / "learner/rank-0/weights.bin").write_bytes(b"x" * 64), "weights.bin"),
+        (lambda p: os.truncate(p / "learner/rank-0/weights.bin", 63), "weights.bin"),
+        (lambda p: (p / "learner/progress.json").unlink(), "progress.json"),
+        (lambda p: (p / "meta.json").write_text('{"step": 9}'), "meta.json"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json"),
+        (lambda p: os.truncate(p / "manifest.json", 20), "damaged"),
+        (lambda p: (p / "manifest.json").write_text("{}"), "manifest.json"),
+        (lambda p: shutil.rmtree(p / "learner"), "learner"),
+    ],
+    ids=["flipped", "cut", "gone", "meta", "no-manifest", "manifest-cut", "manifest-empty", "all"],
+)
+def test_a_damaged_one_is_named_and_the_one_before_it_used(
+    disk: Disk, damage: Callable[[Path], object], fault: str
+) -> None:
+    disk.write(5)
+    damage(disk.write(10))
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+    (line,) = disk.log
+    assert "step-000010 is damaged" in line and fault in line
+
+
+def test_going_on_from_before_a_damaged_one_keeps_what_is_whole(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, keep=1)
+    (disk.write(20) / "meta.json").unlink()
+    disk.write(12)
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 12
+    assert disk.names() == ["step-000012"]
+
+
+def test_a_step_that_is_done_again_replaces_its_checkpoint(disk: Disk) -> None:
+    disk.write(5)
+    disk.store.write(5, {"step": 5, "incarnation": 1}, fill(9))
+    found = disk.store.latest()
+    assert found is not None and found.meta["incarnation"] == 1
+    assert disk.names() == ["step-000005"]
+
+
+def test_killed_in_the_middle_of_writing(disk: Disk) -> None:
+    disk.write(5)
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from rlhf_ray.orchestration.checkpoints import CheckpointStore
+
+        def fill(directory):
+            (directory / "weights.bin").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        CheckpointStore(Path(sys.argv[1]), keep=2, log=print).write(10, {"step": 10}, fill)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(disk.directory)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert disk.names() == [".step-000010.partial", "step-000005"]
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+    disk.write(15)
+    assert disk.names() == ["step-000005", "step-000015"], "what was cut short is cleared away"
+
+
+def test_a_fill_that_fails_otherwise_leaves_the_earlier_one(disk: Disk) -> None:
+    def lose(directory: Path) -> None:
+        raise RuntimeError("the learner group was lost in `save`")
+
+    disk.write(5)
+    with pytest.raises(RuntimeError, match="lost in `save`"):
+        disk.store.write(10, {"step": 10}, lose)
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of 256 KiB of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not allow mounts")
+    try:
+        yield Disk(place)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk(small_disk: Disk) -> None:
+    small_disk.write(5, size=50_000)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        small_disk.write(10, size=500_000)
+    assert "step-000010 could not be written" in str(caught.value)
+    assert "--resume" in str(caught.value)
+    assert small_disk.names() == ["step-000005"], "the part that was written is given back"
+    found = small_disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+
+
+def test_a_disk_that_became_read_only(small_disk: Disk) -> None:
+    small_disk.write(5)
+    root = str(small_disk.directory.parent)
+    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+    with pytest.raises(OSError, match=r"Read-only file system; the earlier ones are whole"):
+        small_disk.write(10)
+    found = small_disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the directory should be")
+    with pytest.raises(OSError, match=r"step-000005 could not be written: Not a directory"):
+        Disk(tmp_path).write(5)
+
+
+def test_keeping_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\.keep is 0.*--checkpoint\.keep 1"):
+        Disk(tmp_path, keep=0)
+
+
+def test_clear_removes_them_all(disk: Disk) -> None:
+    disk.write(5)
+    disk.store.clear()
+    assert disk.store.latest() is None and not disk.directory.exists()
