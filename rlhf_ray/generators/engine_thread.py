@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.generators.protocol import Completion, Generator, Request
+from rlhf_ray.generators.protocol import Completion, EngineDead, Generator, Request
 
 IDLE_BEAT = 0.2  # seconds between beats of an idle engine
 
@@ -40,6 +40,7 @@ class EngineThread:
         self._commands = queue.SimpleQueue()
         self._shards: dict[int, _Shard] = {}
         self._failure: BaseException | None = None
+        self._lock = threading.Lock()  # nothing is queued once the engine has ended
         self._beat = time.monotonic()
         self.tokens = 0
         self.started: Future = Future()
@@ -55,6 +56,7 @@ class EngineThread:
         shard = _Shard({request.rollout_id for request in requests}, Future())
 
         def submit(engine: Generator) -> None:
+            assert shard.missing.isdisjoint(self._shards), "a rollout is being generated already"
             engine.submit(requests)
             self._shards.update(dict.fromkeys(shard.missing, shard))
 
@@ -88,10 +90,11 @@ class EngineThread:
         self._thread.join(timeout=10)
 
     def _send(self, function: Callable[[Generator], Any]) -> Future:
-        if self._failure is not None:
-            raise RuntimeError(f"the engine has failed: {self._failure}") from self._failure
         future: Future = Future()
-        self._commands.put((function, future))
+        with self._lock:
+            if self._failure is not None:
+                raise RuntimeError(f"the engine has ended: {self._failure}") from self._failure
+            self._commands.put((function, future))
         return future
 
     def _run(self) -> None:
@@ -101,8 +104,10 @@ class EngineThread:
             while self._serve(engine):
                 self._step(engine)
             engine.close()
-        except BaseException as error:  # noqa: BLE001 - whatever ends the engine ends its process
-            self._fail(error)
+            self._end(EngineDead("it was closed"))
+        except BaseException as error:  # whatever ends the engine ends its process
+            self._end(error)
+            self._on_failure(error)
 
     def _serve(self, engine: Generator) -> bool:
         """Run the commands that wait; block a little where there is nothing else to do."""
@@ -142,8 +147,10 @@ class EngineThread:
             if not shard.missing:
                 shard.future.set_result(shard.done)
 
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
+    def _end(self, error: BaseException) -> None:
+        """Everybody who waits gets `error`."""
+        with self._lock:
+            self._failure = error
         if not self.started.done():
             self.started.set_exception(error)
         for shard in self._shards.values():
@@ -152,4 +159,3 @@ class EngineThread:
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
                 command[1].set_exception(error)
-        self._on_failure(error)
