@@ -190,13 +190,13 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
 
 
 def calibrate(scores_N: Tensor) -> Calibration:
-    """Mean and population deviation of scores; ValueError unless they are finite and vary."""
+    """Mean and population deviation of scores. ValueError unless finite and varied."""
     scores_N = scores_N.double()
     mean, std = float(scores_N.mean()), float(scores_N.std(correction=0))
     if not std > 1e-8:
         raise ValueError(
-            f"{len(scores_N)} scores have mean {mean:g} and deviation {std:g}: a reward model whose "
-            f"scores do not vary, or are not finite, cannot guide a policy; train it again"
+            f"{len(scores_N)} scores have mean {mean:g} and deviation {std:g}: a reward model "
+            f"whose scores do not vary, or are not finite, cannot guide a policy; train it again"
         )
     return Calibration(mean, std, len(scores_N))
 

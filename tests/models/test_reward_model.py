@@ -72,7 +72,7 @@ def model_of(name: str, pooling: str) -> RewardModel:
 
 
 def batch(rows: list[list[int]], left: int, right: int, filler: int) -> tuple[torch.Tensor, ...]:
-    """Rows with `left` extra padding on the left, and on the right up to the longest plus `right`."""
+    """Rows with `left` padding before them, and up to the longest plus `right` after them."""
     longest = max(map(len, rows)) + left + right
     ids = torch.full((len(rows), longest), filler)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
