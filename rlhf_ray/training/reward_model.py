@@ -105,7 +105,12 @@ def load_split(config: Config) -> tuple[PreferenceSet, list[RankedList], list[Ra
 
 
 def rm_step(
-    optimizer: MasterAdamW, data: RankedData, lists: list[int], *, pad_id: int, reduction: str
+    optimizer: MasterAdamW[RewardModel],
+    data: RankedData,
+    lists: list[int],
+    *,
+    pad_id: int,
+    reduction: str,
 ) -> StepSums:
     """Forward and backward of one optimizer step over whole lists.
 

@@ -98,7 +98,7 @@ def base_model(
 
 
 def sft_step(
-    optimizer: MasterAdamW, rows: TokenRows, step_rows: list[int], *, pad_id: int
+    optimizer: MasterAdamW[PreTrainedModel], rows: TokenRows, step_rows: list[int], *, pad_id: int
 ) -> StepSums:
     """Forward and backward of one optimizer step: the mean loss over all its trained tokens.
 

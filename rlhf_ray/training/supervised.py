@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from rlhf_ray.models.loading import cast_parameters
 
 Row = dict[str, float]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Schedule:
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class MasterAdamW:
+class MasterAdamW(Generic[Model]):
     """AdamW on float32 master weights of a model that computes in `dtype`.
 
     `model` holds the masters and is what is saved; `compute` is what runs forward and backward: the
@@ -49,7 +51,7 @@ class MasterAdamW:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         dtype: torch.dtype,
         weight_decay: float = 0.0,
@@ -61,8 +63,8 @@ class MasterAdamW:
             model if dtype == torch.float32 else cast_parameters(copy.deepcopy(model), dtype)
         )
         self.max_grad_norm = max_grad_norm
-        self._masters = [p for p in model.parameters() if p.requires_grad]
-        self._copies = [p for p in self.compute.parameters() if p.requires_grad]
+        self._masters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._copies: list[Tensor] = [p for p in self.compute.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in self._masters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in self._masters if p.ndim <= 1], "weight_decay": 0.0},
@@ -154,7 +156,7 @@ class Progress:
 
 
 def fit(
-    optimizer: MasterAdamW,
+    optimizer: MasterAdamW[Any],
     epochs_of_steps: Sequence[Sequence[list[int]]],
     run_step: Callable[[list[int]], StepSums],
     *,
