@@ -29,7 +29,7 @@ SAMPLES = [
 
 
 def test_numbers_by_hand() -> None:
-    found = evaluate(SAMPLES, Calibration(mean=2.0, std=0.5))
+    found = evaluate(SAMPLES, Calibration(mean=2.0, std=0.5, samples=3))
     assert found.score == pytest.approx((-2 + 2 + 6) / 3)
     assert found.score_std == pytest.approx(math.sqrt((16 + 0 + 16) / 3))
     assert found.kl == pytest.approx(0.5)
@@ -41,7 +41,7 @@ def test_numbers_by_hand() -> None:
 
 def test_gold_is_a_mean_and_a_metric_where_it_is_known() -> None:
     samples = [row | {"gold": gold} for row, gold in zip(SAMPLES, (0.0, 1.0, 0.5), strict=True)]
-    found = evaluate(samples, Calibration(mean=0.0, std=1.0))
+    found = evaluate(samples, Calibration(mean=0.0, std=1.0, samples=3))
     assert found.gold == pytest.approx(0.5)
     assert found.metrics()["heldout/gold"] == pytest.approx(0.5)
 
@@ -53,7 +53,9 @@ def test_the_reference_policy_scores_zero_with_deviation_one() -> None:
 
 
 def test_calibration_is_of_the_whole_population() -> None:
-    assert calibrate(SAMPLES) == Calibration(mean=3.0, std=pytest.approx(math.sqrt(8 / 3)))
+    found = calibrate(SAMPLES)
+    assert (found.mean, found.samples) == (3.0, 3)
+    assert found.std == pytest.approx(math.sqrt(8 / 3))
 
 
 def test_a_reward_that_never_differs_is_refused() -> None:

@@ -1,0 +1,255 @@
+"""The real pool, ledger, reactor and rollout service over simulated generators that fail.
+
+SimulatedRun checks as it goes that each step consumes the rollouts that were asked for, each once,
+within the bound on staleness, of the incarnation that survives, and that nobody serves an old
+version.
+"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
+from rlhf_ray.orchestration.ledger import BatchKey
+from rlhf_ray.orchestration.lifecycle import State
+from rlhf_ray.orchestration.members import Published
+from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, simulate
+from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator, World
+
+ROUGH = Faults(mean_life=150.0, slow_beat=0.05, slow_beat_s=8.0, bad_start=0.15, lost_scores=0.02)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    generators=st.integers(1, 12),
+    k=st.integers(0, 4),
+    rescale=st.dictionaries(st.integers(1, 7), st.integers(1, 16), max_size=3),
+    lost=st.frozensets(st.integers(0, 7), max_size=3),
+    evaluate_every=st.sampled_from([0, 2, 3]),
+    depth=st.integers(1, 4),
+)
+@settings(max_examples=40)
+def test_whatever_fails_nothing_is_lost_and_nothing_done_twice(
+    seed: int,
+    generators: int,
+    k: int,
+    rescale: dict[int, int],
+    lost: frozenset[int],
+    evaluate_every: int,
+    depth: int,
+) -> None:
+    measured = simulate(
+        Scenario(
+            generators=generators,
+            max_staleness=k,
+            iterations=8,
+            prompts=48,
+            samples=2,
+            depth=depth,
+            seed=seed,
+            faults=ROUGH,
+            rescale=rescale,
+            lost_learners=lost,
+            evaluate_every=evaluate_every,
+        )
+    )
+    assert measured.counts["consumed"] == 8 * 48 * 2
+    assert max(measured.staleness) <= k
+
+
+def test_the_same_seed_is_the_same_run_to_the_last_digit() -> None:
+    scenario = Scenario(generators=6, max_staleness=1, seed=3, faults=ROUGH)
+    first, second = simulate(scenario), simulate(scenario)
+    assert first.seconds == second.seconds and first.log == second.log and first.log
+
+
+def test_an_undisturbed_run_requeues_and_restarts_nothing() -> None:
+    measured = simulate(Scenario(generators=4, max_staleness=1))
+    assert measured.restarts == 0 and measured.log == []
+    assert not measured.counts["requeued"] and not measured.counts["refused"]
+
+
+def test_running_ahead_keeps_generators_busier() -> None:
+    busy = [
+        simulate(Scenario(generators=16, prompts=512, max_staleness=k, iterations=12)).busy
+        for k in (0, 1)
+    ]
+    assert busy[1] > busy[0] + 0.1
+
+
+class Started:
+    """A pool that serves version 0, to do one thing to."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.run = SimulatedRun(scenario)
+        self.pool, self.world, self.ledger = self.run.pool, self.run.world, self.run.ledger
+        self.pool.scale(scenario.generators)
+        self.run._go_back_to(0, incarnation=0)
+        self.until(lambda: self.pool.serving() == scenario.generators)
+
+    def until(self, done) -> float:
+        """Seconds until `done()`; fails after an hour of simulated time."""
+        began = self.world.now
+        self.run.reactor.pump_until(lambda: done() or self.world.now > began + 3600)
+        assert done()
+        return self.world.now - began
+
+    def states(self) -> list[State]:
+        return [member.life.state for member in self.pool.members()]
+
+    def live(self) -> list[SimGenerator]:
+        return [made for made in self.run.generators if made.ended_at == NEVER]
+
+
+def held(started: Started) -> int:
+    return sum(len(member.leases) for member in started.pool.members())
+
+
+def test_a_stopped_process_is_found_by_its_silence_and_replaced() -> None:
+    started = Started(Scenario(generators=2))
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    victim = started.live()[0]
+    victim._stop()
+    timeout = started.run.scenario.heartbeat_timeout
+    assert abs(started.until(lambda: victim.ended_at < NEVER) - timeout) <= 2
+    assert "silent for 20 s" in started.run.measured.log[0]
+    batch = started.run.rollouts.take(0)
+    started.run._check(0, batch)
+    started.until(lambda: started.pool.serving() == 2)
+
+
+def test_a_wedged_engine_is_found_though_its_process_answers() -> None:
+    started = Started(Scenario(generators=2))
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    victim = started.live()[1]
+    victim._wedge()
+    timeout = started.run.scenario.heartbeat_timeout
+    assert abs(started.until(lambda: victim.ended_at < NEVER) - timeout) <= 2
+    started.run._check(0, started.run.rollouts.take(0))
+
+
+def test_a_killed_generator_serves_again_after_one_start() -> None:
+    started = Started(Scenario(generators=2))
+    started.live()[0]._die()
+    started.until(lambda: started.pool.serving() == 1)
+    pace = started.run.scenario.pace
+    assert (
+        started.until(lambda: started.pool.serving() == 2) <= 1.5 * pace.start + 2 * pace.load + 1
+    )
+
+
+def test_the_shards_of_the_dead_are_with_others_at_once() -> None:
+    """The iteration is later by no more than the shard's own time when another lives."""
+    scenario = Scenario(generators=2, prompts=16, pace=Pace(sigma=0.1))
+    calm = Started(scenario)
+    calm.run.rollouts.request(0)
+    undisturbed = calm.until(lambda: calm.ledger.is_ready(BatchKey(TRAIN, 0)))
+    struck = Started(scenario)
+    struck.run.rollouts.request(0)
+    struck.until(lambda: held(struck) > 0)
+    struck.live()[0]._die()
+    late = struck.until(lambda: struck.ledger.is_ready(BatchKey(TRAIN, 0))) - undisturbed
+    shard = scenario.pace.median_length * scenario.pace.token * 1.5
+    assert late <= 2 * shard
+
+
+def test_scaling_up_and_down_between_two_batches() -> None:
+    started = Started(Scenario(generators=1))
+    started.pool.scale(3)
+    started.until(lambda: started.pool.serving() == 3)
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 2)
+    started.pool.scale(1)
+    assert sorted(started.states()) == [State.DRAINING, State.DRAINING, State.SERVING]
+    started.until(lambda: len(started.live()) == 1)
+    assert started.ledger.counts["requeued"] == 0, "the drained finished what they held"
+    assert started.run.measured.log == []
+    started.run._check(0, started.run.rollouts.take(0))
+
+
+def test_one_that_is_still_starting_is_drained_without_blame() -> None:
+    started = Started(Scenario(generators=1, pace=Pace(start=50.0), start_timeout=100.0))
+    started.pool.scale(2)
+    began = started.world.now
+    started.until(lambda: started.world.now > began + 30)
+    started.pool.scale(1)
+    started.until(lambda: len(started.live()) == 1)
+    assert (started.run.measured.log, started.pool.restarts) == ([], 0)
+
+
+def test_a_generator_that_keeps_dying_is_given_up_and_the_run_goes_on_with_fewer() -> None:
+    started = Started(Scenario(generators=2))
+
+    def kill_the_youngest() -> bool:
+        if len(started.live()) == 2:
+            started.live()[-1]._die()
+        return any("going on with 1" in line for line in started.run.measured.log)
+
+    started.until(kill_the_youngest)
+    assert "9 deaths in a row: going on with 1 generators" in started.run.measured.log[-1]
+    began = started.world.now
+    started.pool.scale(2)  # the same wish, heard again and again, changes nothing
+    started.until(lambda: started.world.now > began + 60)
+    assert len(started.live()) == 1
+    started.pool.scale(3)  # another wish does
+    started.until(lambda: started.pool.serving() == 3)
+
+
+def test_when_every_generator_has_died_the_run_ends_with_the_cause() -> None:
+    started = Started(Scenario(generators=1))
+
+    def kill() -> bool:
+        for made in started.live():
+            made._die()
+        return False
+
+    with pytest.raises(RuntimeError, match="every generator has died, the last of: The actor"):
+        started.until(kill)
+
+
+def test_a_return_to_a_checkpoint_recalls_what_is_on_its_way() -> None:
+    started = Started(Scenario(generators=2))
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    started.run._go_back_to(0, incarnation=1)
+    assert held(started) == 0
+    started.run.rollouts.request(0)
+    started.run._check(0, started.run.rollouts.take(0))
+    assert started.ledger.counts["refused"] == 0, "what was void did not cost the time to finish it"
+
+
+def test_a_generator_that_starts_late_takes_the_current_version() -> None:
+    started = Started(Scenario(generators=1))
+    started.pool.scale(2)
+    for step in (1, 2, 3):
+        started.run._publish(Version(0, step))
+    started.until(lambda: started.pool.serving() == 2)
+    assert [made.version for made in started.live()] == [Version(0, 3)] * 2
+
+
+def test_versions_published_while_one_loads_are_all_caught_up_with() -> None:
+    started = Started(Scenario(generators=1, pace=Pace(load=5.0)))
+    for step in (1, 2, 3):
+        started.pool.publish(Published(Version(0, step), None, (), 0))
+    assert started.pool.serving() == 0
+    assert started.until(lambda: started.pool.serving() == 1) <= 2 * 1.5 * 5.0 + 1
+    assert started.live()[0].version == Version(0, 3)
+
+
+def test_an_evaluation_goes_ahead_of_training() -> None:
+    started = Started(Scenario(generators=2, prompts=256, max_staleness=1))
+    started.run.rollouts.request(1)
+    began = started.world.now
+    started.run.rollouts.sample_once(HELDOUT, 0, 8)
+    assert started.world.now - began < 60
+    assert started.ledger.unfinished(BatchKey(TRAIN, 0))["pending"] > 20
+
+
+def test_the_world_forgets_what_nobody_waits_for() -> None:
+    world = World()
+    for _ in range(1000):
+        world.fulfil(world.later(NEVER))
+    world.wait([], 1.0)
+    assert world._fulfilled == [] and world._events == []
