@@ -5,6 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 JOB ?= jobs/ppo.py
 RUNS ?= $(CURDIR)/runs
+COMMIT = $(shell git describe --always --abbrev=40 --dirty=+changes --exclude='*' 2>/dev/null)
 RAY_DASHBOARD ?= http://127.0.0.1:8265
 export PYTHON
 export NO_MKDOCS_2_WARNING := 1
@@ -54,6 +55,7 @@ cluster-down: ## stop every Ray process of this user on this machine
 	@$(BIN)/ray stop
 
 submit: install ## the same as a Ray job (JOB=jobs/sft.py: another); uploads code only
-	@RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 $(BIN)/ray job submit \
-		--address $(RAY_DASHBOARD) --working-dir . -- \
+	@RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES= \
+		$(BIN)/ray job submit --address $(RAY_DASHBOARD) --working-dir . \
+		--runtime-env-json '{"env_vars": {"RLHF_RAY_COMMIT": "$(COMMIT)"}}' -- \
 		python $(JOB) --run.root $(abspath $(RUNS)) $(ARGS)

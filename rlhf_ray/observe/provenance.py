@@ -103,14 +103,14 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """Commit of the checkout, with `+changes` where files differ from it; None outside of git."""
+    """Commit of the checkout, with `+changes` where files differ from it; None outside of git.
+
+    A submitted job runs from a copy without git: `make submit` sends RLHF_RAY_COMMIT along.
+    """
     if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
-    if not commit:
-        return None
-    changed = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
-    return commit + ("+changes" if changed else "")
+        return os.environ.get("RLHF_RAY_COMMIT") or None
+    describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    return _output([*describe, "--dirty=+changes"])
 
 
 def hardware() -> dict[str, Any]:

@@ -21,7 +21,7 @@ def test_names_are_prometheus_names_and_differ() -> None:
 
 @pytest.mark.slow
 def test_a_gauge_appears_on_the_metrics_port_with_its_tags() -> None:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         Gauges("a run").set("ppo", {"kl/mean_k1": 3.25, "score/polite": 0.5})
         port = ray.nodes()[0]["MetricsExportPort"]

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import xxhash
 
-from rlhf_ray.observe.provenance import config_hash, lock_hash, write_provenance
+from rlhf_ray.observe.provenance import config_hash, git_commit, lock_hash, write_provenance
 
 
 def test_it_holds_hashes_versions_and_hardware(tmp_path: Path) -> None:
@@ -43,6 +44,31 @@ def test_the_lock_is_known_by_its_content(tmp_path: Path) -> None:
     found = lock_hash(tmp_path)
     assert found is not None
     assert found["sha256"] == hashlib.sha256(found["name"].encode()).hexdigest()
+
+
+def test_the_commit_is_gits_own_or_the_one_sent_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*command: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *command], check=True, capture_output=True
+        )
+        return done.stdout.decode().strip()
+
+    monkeypatch.delenv("RLHF_RAY_COMMIT", raising=False)
+    assert git_commit(tmp_path) is None
+    monkeypatch.setenv("RLHF_RAY_COMMIT", "sent")
+    assert git_commit(tmp_path) == "sent"
+    git("init", "-q")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    git("tag", "v1")
+    head = git("rev-parse", "HEAD")
+    assert git_commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert git_commit(tmp_path) == head + "+changes"
 
 
 def test_a_missing_data_file_is_an_error(tmp_path: Path) -> None:
