@@ -229,8 +229,8 @@ class PPO:
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""
-    lr_schedule: Literal["constant", "linear"] = "linear"
-    """Constant, or annealed to nothing over the run."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """Constant, or annealed to nothing over `iterations`: a run made longer is another run then."""
     warmup_iterations: int = 0
     """Iterations in which only the critic learns."""
     adam_eps: float = 1e-5

@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError
 
 from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
 from rlhf_ray.data.ids import Version
+from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import Share, reserve, within
 from rlhf_ray.orchestration.pool import Published
 from rlhf_ray.orchestration.reactor import Reactor
@@ -51,7 +52,6 @@ class LearnerGroup:
             timeout=self._start_timeout,
         )
         threads = max(1, self._threads // self._ranks)
-        env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self._actors = [
             ray.remote(LearnerActor)
             .options(
@@ -62,7 +62,7 @@ class LearnerGroup:
                 max_task_retries=0,
                 max_concurrency=2,
                 scheduling_strategy=within(self._group, rank),
-                runtime_env={"env_vars": env},
+                runtime_env={"env_vars": torch_environment(threads)},
             )
             .remote(rank, self._ranks, self._spec)
             for rank in range(self._ranks)

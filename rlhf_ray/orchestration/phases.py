@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import Share
 
 Row = dict[str, Any]
@@ -24,7 +25,7 @@ def stream(
         num_gpus=share.gpus,
         num_returns="streaming",
         max_retries=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        runtime_env={"env_vars": torch_environment(threads)},
     )
     try:
         for ref in task.remote(*args):

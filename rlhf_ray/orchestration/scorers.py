@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor, ScorerSpec
+from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import Share
 from rlhf_ray.orchestration.reactor import Outcome, Reactor
 
@@ -28,7 +29,7 @@ class ScorerPools:
     ) -> None:
         self._reactor = reactor
         self.calibration: Any = None
-        env = {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}}
+        env = {"env_vars": torch_environment(threads)}
 
         def make(role: type, name: str) -> list[Any]:
             actor = ray.remote(role)

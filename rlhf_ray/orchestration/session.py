@@ -12,6 +12,15 @@ from rlhf_ray.config import Config
 from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
 
 
+# Progress bars and notices of libraries would bury the run's own lines.
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the block. RAY_ADDRESS, or a Ray on this machine, is joined; else one is started.
@@ -19,7 +28,8 @@ def ray_session() -> Iterator[None]:
     Workers see this process's working directory first: a user's `module:function` is found there.
     """
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    env = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    env = {"PYTHONPATH": path, **QUIET}
+    os.environ.update(QUIET)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         namespace=NAMESPACE,

@@ -14,6 +14,8 @@ import yaml
 from rlhf_ray.cli import read_recipe
 from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
+from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.gauges import Gauges
 from rlhf_ray.observe.memory import PssSampler, process_tree
@@ -37,8 +39,10 @@ Row = dict[str, Any]
 def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
     """Everything from `config` to `policy/` and `report.html`; summary.json's content."""
     began = time.monotonic()
-    config = resolve(config)
     claim(config, resume=resume)
+    config = resolve(config)
+    config.dir.mkdir(parents=True, exist_ok=True)
+    _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
     with ray_session(), PssSampler(_processes()) as memory:
         plan = make_plan(config)
         for line in plan.lines():
@@ -95,11 +99,15 @@ class Phases:
 
     def ppo(self, start: Start) -> Row:
         """The policy; summary.json's content."""
-        with self._console.phase("ppo", self._config.ppo.iterations) as line:
+        config = self._config
+        tokenizer = load_tokenizer(start.policy, trust_remote_code=config.model.trust_remote_code)
+        prompts = load_prompts(config.data, tokenizer, config.run.seed)
+        with self._console.phase("ppo", config.ppo.iterations) as line:
             return run_ppo(
-                self._config,
+                config,
                 self._plan,
                 start,
+                prompts,
                 log=self._log,
                 note=self._console.note,
                 progress=line.update,
@@ -108,6 +116,7 @@ class Phases:
     def _train(self, phase: str, train: Callable[..., Iterator[Row]], *args: Any) -> None:
         """Run a supervised phase on Ray, show and log its rows."""
         began = time.monotonic()
+        self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
         share = Share(self._plan.learner.cpus, self._plan.learner.gpus)
         rows = stream(
             train,
@@ -162,19 +171,16 @@ def resolve(config: Config) -> Config:
 
 
 def claim(config: Config, *, resume: bool) -> None:
-    """Take the run's directory: make it, and see that no PPO in it is overwritten."""
+    """Take the run's directory: see that no PPO in it is overwritten unless that is asked for."""
     begun = (config.dir / "checkpoints").is_dir() or (config.dir / "summary.json").exists()
-    if begun and config.run.overwrite:
-        shutil.rmtree(config.dir)
-    elif begun and not resume:
+    if resume or not begun:
+        return
+    if not config.run.overwrite:
         raise ValueError(
             f"{config.dir} holds a PPO run already: go on with it (--resume), start it again "
             f"(--run.overwrite), or choose another name (--run.name)"
         )
-    config.dir.mkdir(parents=True, exist_ok=True)
-    if config.run.overwrite:
-        resolve(config)
-    _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
+    shutil.rmtree(config.dir)
 
 
 def read_run(directory: Path) -> Config:

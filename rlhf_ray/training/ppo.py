@@ -12,7 +12,7 @@ from rlhf_ray.actors.generator import GeneratorSpec
 from rlhf_ray.actors.learner import LearnerSpec
 from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
-from rlhf_ray.data.prompts import Prompts, load_prompts
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.metrics import RunLog
@@ -53,15 +53,14 @@ def run_ppo(
     config: Config,
     plan: Plan,
     start: Start,
+    prompts: Prompts,
     *,
     log: RunLog,
     note: Callable[[str], None],
     progress: Callable[[int, dict[str, float]], None],
 ) -> dict[str, Any]:
-    """Train a policy and write it to `policy/`; what summary.json says of it."""
-    tokenizer = load_tokenizer(start.policy, trust_remote_code=config.model.trust_remote_code)
-    prompts = load_prompts(config.data, tokenizer, config.run.seed)
-    cluster = _cluster(config, plan, start, prompts, tokenizer.eos_token_id, note)
+    """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
+    cluster = _cluster(config, plan, start, prompts, note)
     try:
         cluster.start(cluster.checkpoints.latest() if start.resume else None)
         log.rewind("ppo", cluster.step)
@@ -80,9 +79,11 @@ def _cluster(
     plan: Plan,
     start: Start,
     prompts: Prompts,
-    eos: int,
     note: Callable[[str], None],
 ) -> Cluster:
+    eos = load_tokenizer(
+        start.policy, trust_remote_code=config.model.trust_remote_code
+    ).eos_token_id
     device = "cuda" if plan.learner.gpus else "cpu"
     weights_dtype = _weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature

@@ -1,0 +1,65 @@
+"""One Ray and one tiny SFT and reward model for all end-to-end tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.jobs import TINY, succeed
+
+PORT = 26379
+
+
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray head of its own, ended with the session; found through RAY_ADDRESS."""
+    ray = str(Path(sys.executable).parent / "ray")
+    home = tmp_path_factory.mktemp("ray")
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={PORT}", "--num-cpus=2"]
+        + ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={home}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"127.0.0.1:{PORT}"
+    try:
+        for _ in range(60):
+            up = subprocess.run(
+                [ray, "status", f"--address={address}"], capture_output=True, check=False
+            )
+            if up.returncode == 0:
+                break
+        os.environ["RAY_ADDRESS"] = address
+        yield address
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        head.terminate()
+        head.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def base(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory that holds sft/ and reward/ of the demonstration, tiny."""
+    root = tmp_path_factory.mktemp("base")
+    place = (f"--run.root={root}", "--run.name=base")
+    succeed("sft", *place, *TINY)
+    succeed("rm", *place, *TINY)
+    return root / "base"
+
+
+@pytest.fixture
+def new_run(base: Path, tmp_path: Path) -> Callable[[str], tuple[Path, tuple[str, ...]]]:
+    """Makes a run that starts from `base`: its directory, and the flags that name it."""
+
+    def make(name: str) -> tuple[Path, tuple[str, ...]]:
+        directory = tmp_path / name
+        directory.mkdir()
+        for part in ("sft", "reward"):
+            shutil.copytree(base / part, directory / part)
+        return directory, (f"--run.root={tmp_path}", f"--run.name={name}")
+
+    return make

@@ -1,0 +1,98 @@
+"""Running the project's jobs as a user does: in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Small enough to start and finish in seconds; float32 on one node, so runs can be compared bit for bit.
+TINY = (
+    "--model.hidden=64 --model.layers=2 --model.vocab=700 --model.dtype=float32 "
+    "--sft.epochs=0.2 --sft.batch-tokens=8192 --rm.epochs=0.2 --rm.batch-lists=32 "
+    "--ppo.prompts=16 --ppo.epochs=2 --ppo.minibatches=2 --rollout.shard-prompts=4 "
+    "--rollout.max-response-tokens=16 --rollout.kv-cache-mb=64 --data.max-prompt-tokens=48 "
+    "--evaluate.prompts=8 --evaluate.every=1000 --checkpoint.every=1"
+).split()
+
+
+@dataclass
+class Finished:
+    """How a job ended. out: stdout and stderr."""
+
+    code: int
+    out: str
+
+
+def job(name: str, *args: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> Finished:
+    """Run jobs/<name>.py to its end."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args],
+        cwd=cwd,
+        env=os.environ | env,
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout)
+
+
+def start(name: str, *args: str, log: Path, **env: str) -> subprocess.Popen:
+    """Start jobs/<name>.py in a process group of its own, its output in `log`."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args],
+            cwd=ROOT,
+            env=os.environ | env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def succeed(name: str, *args: str, **env: str) -> str:
+    """Run a job that must end well; its output."""
+    done = job(name, *args, **env)
+    assert done.code == 0, done.out[-4000:]
+    return done.out
+
+
+def wait_for(what: Callable[[], Any], *, seconds: float = 150, why: str = "") -> Any:
+    """What `what()` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s in vain: {why}")
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """A run's summary.json."""
+    return json.loads((run / "summary.json").read_text())
+
+
+def rows(run: Path, phase: str = "ppo") -> list[dict[str, Any]]:
+    """A run's metrics of one phase."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["phase"] == phase]
+
+
+def processes_of(run: str) -> list[psutil.Process]:
+    """Living processes of this run's actors: Ray titles them by name, `ray::<run>-…`."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        title = " ".join(process.info["cmdline"] or ())
+        if title.startswith("ray::") and f"{run}-" in title:
+            found.append(process)
+    return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,105 @@
+"""The demonstration, tiny: every file that a run leaves, and what is in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_ray.observe.keys import row_of
+from tests.e2e.jobs import TINY, processes_of, rows, succeed, summary
+
+
+@pytest.fixture(scope="module")
+def finished(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole run from nothing, and what it printed."""
+    root = tmp_path_factory.mktemp("demo")
+    out = succeed("ppo", f"--run.root={root}", *TINY, "--ppo.iterations=3", "--evaluate.every=2")
+    return root / "demo", out
+
+
+def test_it_leaves_a_whole_run_and_no_process(finished):
+    run, _ = finished
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "summary.json",
+        "report.html",
+        "tb",
+        "rollouts",
+        "checkpoints/step-000003/manifest.json",
+        "policy/config.json",
+    ):
+        assert (run / name).exists(), name
+    assert not processes_of("demo")
+
+
+def test_the_summary_has_what_people_compare(finished):
+    run, _ = finished
+    found = summary(run)
+    heldout = found["heldout"]
+    assert {"score_before", "score_after", "score_std_before", "kl"} <= heldout.keys()
+    assert -1 <= heldout["gold_before"] <= 1
+    assert -1 <= heldout["gold_after"] <= 1
+    assert found["rollouts"] == {
+        "committed": 48,
+        "consumed": 48,
+        "requeued": 0,
+        "duplicated": 0,
+    }
+    assert found["bad_rows"] == 0
+    assert found["samples_per_s"] > 0
+    assert {"sft", "rm", "generate", "update"} <= found["phase_seconds"].keys()
+
+
+def test_metrics_are_documented_and_complete(finished):
+    run, _ = finished
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+    for row in rows(run) + rows(run, "sft") + rows(run, "rm"):
+        for name in row.keys() - {"phase", "step", "time"}:
+            row_of(name)
+    last = rows(run)[-1]
+    assert last["policy/ratio_max"] >= 1
+    assert abs(rows(run)[1]["kl/mean_k1"]) < 0.05  # the first rollouts are the reference's own
+
+
+def test_the_policy_is_a_plain_transformers_directory(finished):
+    run, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(run / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(run / "policy")
+    start = AutoModelForCausalLM.from_pretrained(run / "sft")
+    moved = sum(
+        not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True)
+    )
+    assert moved > 0
+    ids = tokenizer("I bought this rice", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
+
+
+def test_the_console_shows_progress_and_the_end(finished):
+    run, out = finished
+    for phase in ("sft", "rm", "ppo"):
+        assert f"  {phase}  " in out
+    for word in ("before", "after", "KL", "tok/s", "left", f"report: {run / 'report.html'}"):
+        assert word in out
+
+
+def test_a_second_start_does_not_overwrite(finished):
+    from tests.e2e.jobs import job
+
+    run, _ = finished
+    before = (run / "summary.json").read_text()
+    done = job("ppo", f"--run.root={run.parent}", *TINY)
+    assert done.code == 2
+    assert "--resume" in done.out and "--run.overwrite" in done.out and "--run.name" in done.out
+    assert (run / "summary.json").read_text() == before
+    assert "Traceback" not in done.out
+
+
+def test_provenance_names_data_and_threads(finished):
+    run, _ = finished
+    found = json.loads((run / "provenance.json").read_text())
+    assert found["threads"]
+    assert any(path.endswith("lists.tsv") for path in found["data"])
