@@ -2,27 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.generators.environment import torch_environment, vllm_environment
-from rlhf_ray.generators.protocol import Generator
+
+if TYPE_CHECKING:  # an engine's environment must be set before torch is imported
+    from rlhf_ray.generators.protocol import Generator
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """make(model_path, **options) builds the engine; environment(threads) is for its process."""
 
-    make: Callable[..., Generator]
+    make: "Callable[..., Generator]"
     environment: Callable[[int], dict[str, str]]
 
 
-def _vllm(*args: Any, **options: Any) -> Generator:
+def _vllm(*args: Any, **options: Any) -> "Generator":
     from rlhf_ray.generators.vllm_engine import VLLMGenerator  # 6 s, and only where it is used
 
     return VLLMGenerator(*args, **options)
 
 
-def _transformers(*args: Any, **options: Any) -> Generator:
+def _transformers(*args: Any, **options: Any) -> "Generator":
     from rlhf_ray.generators.transformers_engine import TransformersGenerator
 
     return TransformersGenerator(*args, **options)

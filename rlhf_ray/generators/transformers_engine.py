@@ -6,6 +6,7 @@ Shapes: B rows of a wave, P padded prompt length, L positions so far, V vocabula
 import inspect
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ class TransformersGenerator:
 class _Wave:
     """Requests that started together: one left-padded batch with a key-value cache of its own."""
 
-    def __init__(self, model: torch.nn.Module, requests: Sequence[Request]) -> None:
+    def __init__(self, model: Any, requests: Sequence[Request]) -> None:
         self.flights = [Flight(request) for request in requests]
         self._model = model
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters

@@ -7,6 +7,7 @@ imports this file.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,7 +229,7 @@ class VLLMGenerator:
             self._start(self._flights.pop(key).request)
 
 
-def _repack_head(model: torch.nn.Module) -> None:
+def _repack_head(model: Any) -> None:
     """Pack a tied head anew from the embedding that it shares (the CPU's GEMM keeps a copy)."""
     head = model.lm_head
     head.quant_method.process_weights_after_loading(head)
