@@ -1,9 +1,10 @@
 """A policy version as flat buckets of bytes and a manifest that says what is where.
 
-Buckets are 1-D uint8 arrays, so an object store maps them without a copy; a tensor lies whole in one
-bucket; `unpack` gives views, not copies.
+Buckets are 1-D uint8 arrays, so an object store maps them without a copy; a tensor lies whole in
+one bucket; `unpack` gives views, not copies.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,7 +87,7 @@ def pack(
         dtype=dtype,
         tensors=tuple(specs),
         sizes=tuple(len(array) for array in arrays),
-        checksums=tuple(xxhash.xxh3_64_intdigest(array) for array in arrays),
+        checksums=tuple(_checksum(array) for array in arrays),
         probes=tuple(probes),
     )
     return manifest, arrays
@@ -101,7 +102,7 @@ def verify(manifest: Manifest, buckets: Sequence[np.ndarray]) -> None:
     for i, (bucket, size, checksum) in enumerate(
         zip(buckets, manifest.sizes, manifest.checksums, strict=True)
     ):
-        if len(bucket) != size or xxhash.xxh3_64_intdigest(bucket) != checksum:
+        if len(bucket) != size or _checksum(bucket) != checksum:
             raise ValueError(
                 f"bucket {i} of version {manifest.version} is not what was published "
                 f"({len(bucket)} of {size} bytes): pull the version again"
@@ -111,12 +112,24 @@ def verify(manifest: Manifest, buckets: Sequence[np.ndarray]) -> None:
 def unpack(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in the order packed; tensors are views of the buckets: READ-ONLY."""
     dtype = DTYPES[manifest.dtype]
+    flat = [_flat(bucket, dtype) for bucket in buckets]
     for spec in manifest.tensors:
-        raw = torch.frombuffer(
-            memoryview(buckets[spec.bucket]), dtype=dtype, offset=spec.offset,
-            count=spec.nbytes // dtype.itemsize,
-        )  # fmt: skip
-        yield spec.name, raw.view(spec.shape)
+        first = spec.offset // dtype.itemsize
+        values = flat[spec.bucket][first : first + spec.nbytes // dtype.itemsize]
+        yield spec.name, values.view(spec.shape)
+
+
+def _checksum(bucket: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(memoryview(bucket))
+
+
+def _flat(bucket: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """The bucket's own memory as `dtype`."""
+    if not len(bucket):
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():  # read-only arrays are what is meant here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(bucket).view(dtype)
 
 
 class _Bucket:

@@ -1,0 +1,133 @@
+"""A version survives the way into buckets and back, whole, or says that it did not."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.data.ids import Version
+from rlhf_ray.weights import buckets as weights
+from rlhf_ray.weights.buckets import Manifest, Probe, pack, unpack, verify
+
+VERSION = Version(2, 7)
+SHAPES = st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=12)
+
+
+def made(shapes, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"t{i}": torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)}
+
+
+def packed(tensors, dtype: str = "float32", bucket_bytes: int = 256, probes=()):
+    return pack(VERSION, tensors.items(), dtype=dtype, bucket_bytes=bucket_bytes, probes=probes)
+
+
+def frozen(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """As an object store gives them: other memory, read-only."""
+    copies = [array.copy() for array in arrays]
+    for copy in copies:
+        copy.flags.writeable = False
+    return copies
+
+
+@given(SHAPES, st.sampled_from(["float32", "bfloat16"]), st.integers(1, 2000))
+def test_round_trip_is_exact(shapes, dtype, bucket_bytes):
+    tensors = made(shapes)
+    manifest, arrays = packed(tensors, dtype, bucket_bytes)
+    verify(manifest, arrays := frozen(arrays))
+    back = list(unpack(pickle.loads(pickle.dumps(manifest)), arrays))
+    assert [name for name, _ in back] == list(tensors)
+    for name, tensor in back:
+        assert tensor.dtype == getattr(torch, dtype)
+        assert torch.equal(tensor, tensors[name].to(tensor.dtype))
+
+
+@given(SHAPES, st.integers(1, 2000))
+def test_a_bucket_is_no_larger_than_asked_unless_for_one_tensor(shapes, bucket_bytes):
+    manifest, arrays = packed(made(shapes), "float32", bucket_bytes)
+    assert manifest.bytes == sum(array.nbytes for array in arrays)
+    assert all(array.dtype == np.uint8 and array.ndim == 1 for array in arrays)
+    for i, array in enumerate(arrays):
+        held = [spec for spec in manifest.tensors if spec.bucket == i and spec.nbytes]
+        assert array.nbytes <= bucket_bytes or len(held) == 1
+
+
+def test_unpacked_tensors_are_views():
+    manifest, arrays = packed(made([(3, 5), (7,)]))
+    addresses = {array.ctypes.data for array in arrays}
+    tensors = dict(unpack(manifest, arrays))
+    assert tensors["t0"].data_ptr() in addresses
+    arrays[0][:4] = np.frombuffer(np.float32(42.0).tobytes(), np.uint8)
+    assert tensors["t0"][0, 0] == 42.0
+
+
+def test_bfloat16_is_rounded_once_from_what_was_given():
+    tensor = torch.tensor([1.00390625, 3.0e38, -1e-40, float("inf")])
+    manifest, arrays = packed({"w": tensor}, "bfloat16")
+    assert torch.equal(dict(unpack(manifest, arrays))["w"], tensor.bfloat16())
+
+
+def test_a_tied_tensor_is_held_once_under_both_names():
+    tensors = made([(4, 4), (2,)])
+    tied = {"embed": tensors["t0"], "head": tensors["t0"], "bias": tensors["t1"]}
+    manifest, arrays = packed(tied, bucket_bytes=1 << 20)
+    assert manifest.bytes == 64 + 8
+    back = dict(unpack(manifest, arrays))
+    assert back["embed"].data_ptr() == back["head"].data_ptr()
+    assert torch.equal(back["bias"], tensors["t1"])
+
+
+def test_equal_tensors_of_their_own_stay_apart():
+    """An exporter may hand over one buffer after another at the same address."""
+    manifest, arrays = pack(
+        VERSION,
+        ((f"t{i}", torch.full((3,), float(i))) for i in range(4)),
+        dtype="float32",
+        bucket_bytes=1 << 10,
+    )
+    assert [tensor[0].item() for _, tensor in unpack(manifest, arrays)] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_view_with_strides_is_packed_in_order():
+    tensor = torch.arange(12.0).view(3, 4).t()[1:]
+    manifest, arrays = packed({"w": tensor})
+    assert torch.equal(dict(unpack(manifest, arrays))["w"], tensor)
+
+
+@given(st.data())
+def test_any_damage_is_found_and_its_bucket_named(data):
+    manifest, arrays = packed(made([(5, 7), (64,), (3,), (200,)]))
+    assert len(arrays) > 2
+    i = data.draw(st.integers(0, len(arrays) - 1))
+    position = data.draw(st.integers(0, len(arrays[i]) - 1))
+    arrays[i][position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ValueError, match=rf"bucket {i} of version 2\.7.*pull the version again"):
+        verify(manifest, arrays)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda arrays: arrays[:-1], "has 4 buckets, 3 came"),
+        (lambda arrays: [*arrays, arrays[0]], "has 4 buckets, 5 came"),
+        (lambda arrays: [arrays[0][:-1], *arrays[1:]], "bucket 0 .*139 of 140 bytes"),
+        (lambda arrays: [arrays[0], arrays[2], arrays[1], arrays[3]], "bucket 1 "),
+    ],
+    ids=["missing", "too-many", "cut", "swapped"],
+)
+def test_a_set_of_buckets_that_is_not_the_versions_is_refused(spoil, message):
+    manifest, arrays = packed(made([(5, 7), (63,), (64,), (200,)]))
+    with pytest.raises(ValueError, match=message):
+        verify(manifest, spoil(arrays))
+
+
+def test_the_manifest_says_what_was_packed():
+    probe = Probe((1, 2, 3), (-0.5, -1.5))
+    manifest, _ = packed(made([(2, 3)]), "bfloat16", probes=[probe])
+    assert isinstance(manifest, Manifest)
+    assert (manifest.version, manifest.dtype, manifest.probes) == (VERSION, "bfloat16", (probe,))
+    assert manifest.tensors == (weights.TensorSpec("t0", (2, 3), 0, 0, 12),)
+    assert hash(manifest) == hash(pickle.loads(pickle.dumps(manifest)))
