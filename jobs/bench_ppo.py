@@ -52,7 +52,7 @@ NEVER = 10**6
 @dataclass(frozen=True)
 class Options:
     model: str
-    """Directory of a causal language model; policy, reference, reward model and critic start from it."""
+    """Directory of a causal language model: of policy, reference, reward model and critic."""
     batch: int = 128
     """Responses of one update."""
     prompt_len: int = 16
@@ -78,7 +78,7 @@ class Options:
 
 
 def make_config(options: Options, root: str) -> Config:
-    """The loop and nothing around it: one checkpoint and one evaluation, at the end, not counted."""
+    """The loop alone: one checkpoint and one evaluation, at the end, not counted."""
     return Config(
         run=Run(name="bench", root=root),
         data=Data(prompts=options.prompts, heldout_fraction=0.05, max_prompt_tokens=256),
@@ -144,13 +144,10 @@ def main() -> int:
             with (
                 PssSampler(lambda: process_tree() | ray_processes(session)) as memory,
                 RunLog(config.dir) as log,
-                console.phase("ppo", options.updates) as line,
             ):
                 start = Start(options.model, f"{root}/reward", config.reward, resume=False)
                 plan = make_plan(config)
-                run_ppo(
-                    config, plan, start, prompts, log=log, note=console.note, progress=line.update
-                )
+                run_ppo(config, plan, start, prompts, log=log, console=console)
         print(json.dumps(result(options, root, memory.peak_mb)))
     return 0
 

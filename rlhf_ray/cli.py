@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from rlhf_ray.config import Config
 
@@ -97,7 +98,7 @@ def _explain(error: ValidationError, where: str) -> str:
     return "; ".join(_explain_one(item, where) for item in error.errors())
 
 
-def _explain_one(item: dict, where: str) -> str:
+def _explain_one(item: ErrorDetails, where: str) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "dataclass_unexpected_keyword_argument"):
         known = _known_keys(item["loc"][:-1])
@@ -111,7 +112,7 @@ def _explain_one(item: dict, where: str) -> str:
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:
-    node: type = Config
+    node: Any = Config
     for part in path:
         found = {f.name: f.type for f in fields(node)}.get(str(part))
         if not is_dataclass(found):

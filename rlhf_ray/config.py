@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
 _STRICT = ConfigDict(extra="forbid")  # what pydantic goes by when it reads a recipe into a section
 
 
@@ -74,7 +76,7 @@ class Model:
     """Depth of the decoder that is made when `path` is None."""
     vocab: int = 2048
     """Largest vocabulary of the tokenizer that is made when `path` is None."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Compute type of learner and scorers (parameters and optimizer stay float32). auto: bfloat16
     where the hardware has it."""
     trust_remote_code: bool = False
@@ -194,7 +196,7 @@ class Rollout:
     """A response ends at EOS or here."""
     temperature: float = 1.0
     """Every log-probability is of the distribution sampled from: logits / temperature."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Type of the generator's weights. auto: float32 on a CPU, bfloat16 on a GPU."""
     shard_prompts: int = 16
     """Prompts leased to a generator at a time; all samples of a prompt go together."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 
 from rlhf_ray.actors.tables import fetch
-from rlhf_ray.config import PPO
+from rlhf_ray.config import PPO, Dtype
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
 from rlhf_ray.learners.group import Group, set_up_torch
@@ -27,7 +29,7 @@ class LearnerSpec:
     ppo: PPO
     policy_path: str
     critic_path: str | None
-    dtype: str
+    dtype: Dtype
     weights_dtype: str
     temperature: float
     run_seed: int
@@ -41,8 +43,7 @@ class LearnerActor:
 
     def __init__(self, rank: int, world: int, spec: LearnerSpec) -> None:
         self._rank, self._world, self._spec = rank, world, spec
-        self._learner: PPOLearner | None = None
-        self._buckets: tuple[Any, ...] = ()
+        self._buckets: list[Any] = []
 
     def address(self) -> str:
         """Where rank 0's rendezvous is to be. Rank 0 alone."""
@@ -58,7 +59,7 @@ class LearnerActor:
         group = Group(device)
         if self._world > 1:
             group = Group.join(rank=self._rank, size=self._world, address=address, device=device)
-        self._learner = build_learner(
+        self._learner: PPOLearner = build_learner(
             spec.policy_path,
             settings=spec.ppo,
             seed=spec.run_seed,
@@ -77,7 +78,7 @@ class LearnerActor:
         fetched = time.monotonic()
         stats = self._learner.update(step, table)
         seconds = {"time/fetch": fetched - began, "time/update": time.monotonic() - fetched}
-        return stats | seconds
+        return stats | _component_means(table) | seconds
 
     def pack(self, version: Version) -> Manifest | None:
         """Gather the policy into buckets on rank 0, ready for `take_buckets`; its manifest."""
@@ -99,7 +100,7 @@ class LearnerActor:
 
     def take_buckets(self) -> tuple[Any, ...] | Any:
         """The buckets, each an object of its own, which outlives this process. Rank 0 alone."""
-        buckets, self._buckets = tuple(self._buckets), ()
+        buckets, self._buckets = tuple(self._buckets), []
         return buckets if len(buckets) > 1 else buckets[0]
 
     def save(self, directory: str) -> None:
@@ -113,3 +114,9 @@ class LearnerActor:
     def save_policy(self, directory: str) -> None:
         """Rank 0 writes the policy as a plain transformers directory."""
         self._learner.save_policy(Path(directory))
+
+
+def _component_means(table: pa.Table) -> dict[str, float]:
+    """`score/<source>`: the mean raw score of each reward source."""
+    names = [name for name in table.column_names if name.startswith("score/")]
+    return {name: pc.mean(table.column(name)).as_py() for name in names}

@@ -10,7 +10,7 @@ import ray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.tables import fetch
-from rlhf_ray.config import Reward
+from rlhf_ray.config import Dtype, Reward
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reference import ReferenceModel
 from rlhf_ray.models.reward_model import Calibration
@@ -25,7 +25,7 @@ class ScorerSpec:
 
     policy_path: str
     reward: Reward
-    dtype: str
+    dtype: Dtype
     temperature: float
     trust_remote_code: bool = False
 

@@ -63,7 +63,7 @@ KEYS: dict[str, Metric] = {
     "time/evaluate": Metric("s", "evaluation on held-out prompts"),
     "time/step": Metric("s", "the whole iteration, from request to report"),
     "time/wait_rollouts": Metric("s", "driver waiting for scored rollouts"),
-    "generators/serving": Metric("actors", "generators that serve"),
+    "generators/serving": Metric("actors", "generators that hold a version"),
     "generators/restarts": Metric("actors", "generators replaced so far", kind="total"),
     "rollouts/requeued": Metric("rollouts", "rollouts asked for again so far", kind="total"),
     # Held-out prompts

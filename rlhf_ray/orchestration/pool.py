@@ -115,6 +115,10 @@ class GeneratorPool:
         """How many hold the current version."""
         return sum(m.life.state is State.SERVING for m in self._members.values())
 
+    def loaded(self) -> int:
+        """How many hold a version, be it the current one or the one before."""
+        return sum(m.life.version is not None for m in self._members.values())
+
     def shutdown(self) -> None:
         """Kill all generators."""
         for member in list(self._members.values()):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -83,7 +84,7 @@ class ScorerPools:
         for role, rows in (("reference", ref_rows), ("reward", score_rows)):
             self._reactor.when(
                 rows,
-                lambda outcome, role=role: settle(role, outcome),
+                partial(settle, role),
                 who=f"{role} scorer",
                 what=what,
                 timeout=timeout,

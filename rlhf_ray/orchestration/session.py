@@ -11,7 +11,6 @@ from rlhf_ray.actors.control import NAMESPACE
 from rlhf_ray.config import Config
 from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
 
-
 # Progress bars and notices of libraries would bury the run's own lines.
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

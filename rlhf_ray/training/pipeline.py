@@ -18,6 +18,7 @@ from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.gauges import Gauges
+from rlhf_ray.observe.keys import Phase
 from rlhf_ray.observe.memory import PssSampler, process_tree
 from rlhf_ray.observe.memory import ray_session as ray_processes
 from rlhf_ray.observe.metrics import RunLog
@@ -102,18 +103,9 @@ class Phases:
         config = self._config
         tokenizer = load_tokenizer(start.policy, trust_remote_code=config.model.trust_remote_code)
         prompts = load_prompts(config.data, tokenizer, config.run.seed)
-        with self._console.phase("ppo", config.ppo.iterations) as line:
-            return run_ppo(
-                config,
-                self._plan,
-                start,
-                prompts,
-                log=self._log,
-                note=self._console.note,
-                progress=line.update,
-            )
+        return run_ppo(config, self._plan, start, prompts, log=self._log, console=self._console)
 
-    def _train(self, phase: str, train: Callable[..., Iterator[Row]], *args: Any) -> None:
+    def _train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> None:
         """Run a supervised phase on Ray, show and log its rows."""
         began = time.monotonic()
         self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
@@ -132,7 +124,7 @@ class Phases:
         self.seconds[phase] = time.monotonic() - began
 
 
-def follow(phase: str, row: Row, *, log: RunLog, line: Any) -> None:
+def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
     """Show and log one row of a supervised phase; what is no metric (eta, total) is not logged."""
     total, step = int(row["total"]), int(row["step"])
     metrics = {k: v for k, v in row.items() if k not in NOT_METRICS}
@@ -164,10 +156,15 @@ def resolve(config: Config) -> Config:
         )
         reward = dataclasses.replace(config.reward, gold=config.reward.gold or GOLD)
         return dataclasses.replace(config, data=data, reward=reward)
-    fields = ("texts", "prompts", "preferences", "heldout_prompts")
-    found = {name: _absolute(getattr(data, name), f"data.{name}") for name in fields}
+    data = dataclasses.replace(
+        data,
+        texts=_absolute(data.texts, "data.texts"),
+        prompts=_absolute(data.prompts, "data.prompts"),
+        preferences=_absolute(data.preferences, "data.preferences"),
+        heldout_prompts=_absolute(data.heldout_prompts, "data.heldout_prompts"),
+    )
     model = dataclasses.replace(config.model, path=_absolute(config.model.path, "model.path"))
-    return dataclasses.replace(config, data=dataclasses.replace(data, **found), model=model)
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def claim(config: Config, *, resume: bool) -> None:

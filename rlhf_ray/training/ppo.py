@@ -15,6 +15,7 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
 from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.placement import Plan
@@ -56,17 +57,17 @@ def run_ppo(
     prompts: Prompts,
     *,
     log: RunLog,
-    note: Callable[[str], None],
-    progress: Callable[[int, dict[str, float]], None],
+    console: Console,
 ) -> dict[str, Any]:
     """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
-    cluster = _cluster(config, plan, start, prompts, note)
+    cluster = _cluster(config, plan, start, prompts, console.note)
     try:
         cluster.start(cluster.checkpoints.latest() if start.resume else None)
         log.rewind("ppo", cluster.step)
-        record = Record(config, cluster, log, progress)
-        record.prepare()
-        train(config, cluster, record)
+        with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
+            record = Record(config, cluster, log, line)
+            record.prepare()
+            train(config, cluster, record)
         with written_aside(config.dir / "policy") as aside:
             cluster.learners.save_policy(aside)
         return record.summary(bad_rows=prompts.bad_rows, cut_prompts=prompts.cut)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -12,8 +12,9 @@ from typing import Any
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import CALIBRATION, HELDOUT
 from rlhf_ray.models.reward_model import Calibration
+from rlhf_ray.observe.console import PhaseLine
 from rlhf_ray.observe.metrics import RunLog
-from rlhf_ray.observe.samples import Sample, write_samples
+from rlhf_ray.observe.samples import Sample, Split, write_samples
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.rollouts import Batch
 from rlhf_ray.training.evaluation import Evaluation, calibrate, evaluate, kl_efficiency
@@ -24,16 +25,16 @@ NOT_A_PHASE = ("time/step", "time/wait_rollouts", "time/fetch")
 
 
 class Record:
-    """Called by the loop at each of its points; `progress(step, metrics)` shows a line."""
+    """Called by the loop at each of its points."""
 
     def __init__(
         self,
         config: Config,
         cluster: Cluster,
         log: RunLog,
-        progress: Callable[[int, dict[str, float]], None],
+        line: PhaseLine,
     ) -> None:
-        self._config, self._cluster, self._log, self._progress = config, cluster, log, progress
+        self._config, self._cluster, self._log, self._line = config, cluster, log, line
         self._seconds: dict[str, float] = {}
         self._began = time.monotonic()
         self._mark = self._began
@@ -78,9 +79,9 @@ class Record:
             return
         batch = self._cluster.rollouts.sample_once(HELDOUT, done, self._config.evaluate.prompts)
         samples = self._cluster.describe(batch.shards)
-        calibration = self._cluster.scorers.calibration
+        calibration = self._calibration
         found = evaluate(samples, calibration)
-        _keep_samples(self._config.dir, done, samples, calibration)
+        _keep_samples(self._config.dir, done, samples, calibration, split="heldout")
         _write_json(_evaluation_path(self._config.dir, done), asdict(found))
         self._baseline = self._baseline or found
         self._latest = found
@@ -102,7 +103,7 @@ class Record:
             "time/step": total,
             "samples_per_s": batch.rows / work,
             "tokens_per_s": batch.tokens / work,
-            "generators/serving": self._cluster.pool.serving(),
+            "generators/serving": self._cluster.pool.loaded(),
             "generators/restarts": self._cluster.pool.restarts,
             "rollouts/requeued": self._cluster.ledger.counts["requeued"],
         }
@@ -111,8 +112,11 @@ class Record:
                 self.phase_seconds[name[5:]] = self.phase_seconds.get(name[5:], 0.0) + seconds
         self.samples_per_s.append(row["samples_per_s"])
         self._log.write("ppo", step + 1, row)
+        if (step + 1) % self._config.evaluate.every == 0:
+            rows = self._cluster.describe(batch.shards, SAMPLES_KEPT)
+            _keep_samples(self._config.dir, step + 1, rows, self._calibration, split="step")
         self._cluster.report({"step": step + 1, "of": self._config.ppo.iterations, **row})
-        self._progress(step + 1, row)
+        self._line.update(step + 1, row)
 
     def checkpointed(self, seconds: float) -> None:
         """A checkpoint was written in so many seconds (0: none was due); the next row has them."""
@@ -150,6 +154,10 @@ class Record:
             "cut_prompts": cut_prompts,
         }
 
+    @property
+    def _calibration(self) -> Calibration:
+        return self._cluster.scorers.calibration
+
     def _efficiency(self, found: Evaluation) -> dict[str, float]:
         base = self._baseline
         if base is None or not base.score_std or found.kl <= 0:
@@ -159,7 +167,12 @@ class Record:
 
 
 def _keep_samples(
-    directory: Path, step: int, rows: Sequence[dict[str, Any]], calibration: Calibration
+    directory: Path,
+    step: int,
+    rows: Sequence[dict[str, Any]],
+    calibration: Calibration,
+    *,
+    split: Split,
 ) -> None:
     samples = [
         Sample(
@@ -175,7 +188,7 @@ def _keep_samples(
         )
         for row in rows
     ]
-    write_samples(directory, step, samples, split="heldout")
+    write_samples(directory, step, samples, split=split)
 
 
 def _evaluation_path(directory: Path, step: int) -> Path:

@@ -153,5 +153,9 @@ class _Bucket:
         return self._bytes[: self._used].numpy()
 
 
+def _checksum(bucket: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(memoryview(bucket))
+
+
 def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
