@@ -120,7 +120,7 @@ def unpack(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
 
 
 def _checksum(bucket: np.ndarray) -> int:
-    return xxhash.xxh3_64_intdigest(memoryview(bucket))
+    return xxhash.xxh3_64_intdigest(bucket.data)
 
 
 def _flat(bucket: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -154,7 +154,7 @@ class _Bucket:
 
 
 def _checksum(bucket: np.ndarray) -> int:
-    return xxhash.xxh3_64_intdigest(memoryview(bucket))
+    return xxhash.xxh3_64_intdigest(bucket.data)
 
 
 def _aligned(offset: int) -> int:
