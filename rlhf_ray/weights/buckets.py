@@ -119,10 +119,6 @@ def unpack(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
         yield spec.name, values.view(spec.shape)
 
 
-def _checksum(bucket: np.ndarray) -> int:
-    return xxhash.xxh3_64_intdigest(bucket.data)
-
-
 def _flat(bucket: np.ndarray, dtype: torch.dtype) -> Tensor:
     """The bucket's own memory as `dtype`."""
     if not len(bucket):
