@@ -1,5 +1,6 @@
-"""A whole run on simulated generators: the real reactor, ledger, pool and rollout service.
+"""A run on generators that are not there: the real reactor, ledger, pool and rollout service.
 
+What it runs on is a Stage: simulated time here, Ray and actors that sleep in jobs/bench_control.py.
 It checks as it goes what must hold whatever fails: every rollout of a step is consumed once, under
 versions within the bound, of the incarnation that survives; AssertionError where it does not.
 """
@@ -9,17 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from ray.exceptions import ObjectLostError
 
 from rlhf_ray.actors.generator import ShardMeta
-from rlhf_ray.data.ids import HELDOUT, RolloutKey, Version, stable_hash
+from rlhf_ray.data.ids import HELDOUT, TRAIN, RolloutKey, Version, stable_hash
 from rlhf_ray.data.prompts import Prompt, batch_of_step
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import State
-from rlhf_ray.orchestration.members import Published
+from rlhf_ray.orchestration.members import Handle, Published
 from rlhf_ray.orchestration.pool import GeneratorPool, PoolSettings
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.orchestration.rollouts import Batch, BatchShape, RolloutService
@@ -28,7 +29,7 @@ from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator,
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One simulated run. rescale: {step: generators}. lost_learners: steps that are lost in learning.
+    """One simulated run. rescale: {step: generators}. lost_learners: steps lost in learning.
 
     update: seconds of one update; publish: seconds until a version can be pulled.
     """
@@ -77,6 +78,55 @@ class Measured:
     log: list[str] = field(default_factory=list)
 
 
+class Stage(Protocol):
+    """Where a run plays. `scorers` is used as ScorerPools is."""
+
+    reactor: Reactor
+    scorers: Any
+
+    def spawn(self, name: str) -> Handle:
+        """Make one generator."""
+
+    def later(self, seconds: float) -> Any:
+        """A reference that is there so many seconds from now: an update, a publish."""
+
+    def busy(self) -> float:
+        """Share of the time since they were ready in which the generators worked."""
+
+    def host_seconds(self) -> float:
+        """CPU seconds of the driver's thread that were spent on the stage itself."""
+
+
+class SimulatedStage:
+    """Simulated time, simulated generators."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario, self.world = scenario, World()
+        self.reactor = Reactor(clock=self.world.clock, wait=self.world.wait, get=self.world.get)
+        self.scorers = _Scorers(self.world, self.reactor, scenario)
+        self.generators: list[SimGenerator] = []
+
+    def spawn(self, name: str) -> SimGenerator:
+        """Make one generator."""
+        scenario = self.scenario
+        made = SimGenerator(self.world, name, scenario.pace, scenario.faults, scenario.seed)
+        self.generators.append(made)
+        return made
+
+    def later(self, seconds: float) -> SimRef:
+        """A reference that is there so many seconds from now."""
+        return self.world.later(seconds)
+
+    def busy(self) -> float:
+        """Share of the time since they were ready in which the generators worked."""
+        times = [made.measure() for made in self.generators]
+        return sum(working for working, _ in times) / max(1e-9, sum(alive for _, alive in times))
+
+    def host_seconds(self) -> float:
+        """CPU seconds that went into simulating."""
+        return self.world.host_seconds
+
+
 class _Scorers:
     """Scores after a while; now and then the shard is lost with its node instead."""
 
@@ -105,20 +155,19 @@ class _Scorers:
 
 
 class SimulatedRun:
-    """The loop of training/ppo.py and Cluster's part in it, over a World."""
+    """The loop of training/ppo.py and Cluster's part in it, over a Stage."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario, self.world, self.measured = scenario, World(), Measured()
-        self.reactor = Reactor(clock=self.world.clock, wait=self.world.wait, get=self.world.get)
-        self.ledger = Ledger()
-        self.generators: list[SimGenerator] = []
-        self._metas: dict[tuple[int, int, int], tuple[Lease, ShardMeta]] = {}
+    def __init__(self, scenario: Scenario, stage: Stage) -> None:
+        self.scenario, self.stage, self.measured = scenario, stage, Measured()
+        self.reactor, self.ledger = stage.reactor, Ledger()
+        self._metas: dict[tuple[int, int], tuple[Lease, ShardMeta]] = {}
+        self._began = 0.0
         self.version = Version(0, 0)
         prompts = [Prompt(i, "", (1,)) for i in range(scenario.prompts * 4)]
         self.rollouts = RolloutService(
             self.reactor,
             self.ledger,
-            _Scorers(self.world, self.reactor, scenario),  # type: ignore[arg-type]
+            stage.scorers,
             train=prompts,
             heldout=prompts,
             shape=BatchShape(
@@ -129,7 +178,7 @@ class SimulatedRun:
         self.pool = GeneratorPool(
             self.reactor,
             self.ledger,
-            spawn=self._spawn,
+            spawn=stage.spawn,
             order_of=self.rollouts.order_of,
             on_commit=self._on_commit,
             settings=PoolSettings(
@@ -145,7 +194,7 @@ class SimulatedRun:
 
     def run(self) -> Measured:
         """All iterations; what they came to."""
-        began = time.thread_time()
+        began, self._began = time.thread_time(), self.reactor.clock()
         scenario, lost = self.scenario, set(self.scenario.lost_learners)
         self.pool.scale(scenario.generators)
         self._go_back_to(0, incarnation=0)
@@ -154,7 +203,7 @@ class SimulatedRun:
             self.pool.scale(scenario.rescale.get(step, self.pool.wanted))
             until = min(step + scenario.max_staleness, scenario.iterations - 1)
             if until == scenario.iterations - 1 and not self.measured.busy:
-                self.measured.busy = self._busy()
+                self.measured.busy = self.stage.busy()
             self.rollouts.request(until)
             batch = self.rollouts.take(step)
             self._check(step, batch)
@@ -174,16 +223,8 @@ class SimulatedRun:
         self._finish(time.thread_time() - began)
         return self.measured
 
-    def _spawn(self, name: str) -> SimGenerator:
-        made = SimGenerator(
-            self.world, name, self.scenario.pace, self.scenario.faults, self.scenario.seed
-        )
-        self.generators.append(made)
-        return made
-
     def _pass(self, seconds: float, who: str, what: str) -> None:
-        ref: SimRef = self.world.later(seconds)
-        self.reactor.result(ref, who=who, what=what, timeout=NEVER)
+        self.reactor.result(self.stage.later(seconds), who=who, what=what, timeout=NEVER)
 
     def _publish(self, version: Version) -> None:
         self._pass(self.scenario.publish, "learners", "publish")
@@ -200,7 +241,8 @@ class SimulatedRun:
     # What must hold
 
     def _on_commit(self, lease: Lease, table: Any, meta: ShardMeta) -> None:
-        self._metas[lease.batch.split, lease.batch.step, lease.shard] = lease, meta
+        if lease.batch.split == TRAIN:
+            self._metas[lease.batch.step, lease.shard] = lease, meta
         self.measured.shards += 1
         self.rollouts.on_commit(lease, table, meta)
 
@@ -208,7 +250,7 @@ class SimulatedRun:
         scenario = self.scenario
         keys: list[RolloutKey] = []
         for index in range(len(batch.shards)):
-            lease, meta = self._metas.pop((batch.key.split, step, index))
+            lease, meta = self._metas.pop((step, index))
             keys += lease.keys
             lag = step - meta.oldest.step
             assert 0 <= lag <= scenario.max_staleness, f"step {step} has rows {lag} versions old"
@@ -227,14 +269,10 @@ class SimulatedRun:
             if member.life.state is State.SERVING:
                 assert member.life.version == self.version, f"{member.life} serves an old version"
 
-    def _busy(self) -> float:
-        times = [made.measure() for made in self.generators]
-        return sum(working for working, _ in times) / max(1e-9, sum(alive for _, alive in times))
-
     def _finish(self, cpu_seconds: float) -> None:
         measured = self.measured
-        measured.seconds = self.world.now
-        measured.driver_seconds = cpu_seconds - self.world.host_seconds
+        measured.seconds = self.reactor.clock() - self._began
+        measured.driver_seconds = cpu_seconds - self.stage.host_seconds()
         measured.restarts = self.pool.restarts
         measured.counts = self.ledger.counts
         rows = self.scenario.iterations * self.scenario.prompts * self.scenario.samples
@@ -243,5 +281,5 @@ class SimulatedRun:
 
 
 def simulate(scenario: Scenario) -> Measured:
-    """Run `scenario` to its end."""
-    return SimulatedRun(scenario).run()
+    """Run `scenario` to its end, in simulated time."""
+    return SimulatedRun(scenario, SimulatedStage(scenario)).run()
