@@ -16,3 +16,9 @@ os.environ.update(
 )
 # The address of a cluster elsewhere is not the tests' business.
 os.environ.pop("RAY_ADDRESS", None)
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes depends on what else the machine does: no test asserts it.
+settings.register_profile("no_clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no_clock")
