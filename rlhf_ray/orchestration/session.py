@@ -11,6 +11,7 @@ from rlhf_ray.actors.control import NAMESPACE
 from rlhf_ray.config import Config
 from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
 
+TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
 # Progress bars and notices of libraries would bury the run's own lines.
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -18,6 +19,18 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def use_token() -> None:
+    """Send the token where there is one: a Ray that was started beside it answers nobody else.
+
+    Only `ray start` looks for it by itself; a client has to be told, and Ray reads its environment
+    once, at import, hence the private call.
+    """
+    at_hand = "RAY_AUTH_TOKEN" in os.environ or TOKEN.is_file()
+    if at_hand and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        ray._raylet.Config.initialize("")
 
 
 @contextmanager
@@ -30,6 +43,7 @@ def ray_session() -> Iterator[None]:
     env = {"PYTHONPATH": path, **QUIET}
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    use_token()
     ray.init(
         namespace=NAMESPACE,
         log_to_driver=False,
@@ -45,6 +59,7 @@ def ray_session() -> Iterator[None]:
 @contextmanager
 def join_session() -> Iterator[None]:
     """The Ray that is up, for the block. ValueError where there is none."""
+    use_token()
     try:
         ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:

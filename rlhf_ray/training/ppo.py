@@ -22,7 +22,7 @@ from rlhf_ray.orchestration.placement import Plan
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
-PROBES, PROBE_TOKENS = 3, 64
+PROBES, PROBE_TOKENS = 3, 72
 
 
 def train(config: Config, cluster: Cluster, record: Record) -> None:
@@ -86,6 +86,7 @@ def _cluster(
         start.policy, trust_remote_code=config.model.trust_remote_code
     ).eos_token_id
     device = "cuda" if plan.learner.gpus else "cpu"
+    max_model_len = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     weights_dtype = _weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
     return Cluster(
@@ -100,7 +101,7 @@ def _cluster(
             ),
             dtype=weights_dtype,
             kv_cache_mb=config.rollout.kv_cache_mb,
-            max_model_len=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+            max_model_len=max_model_len,
             max_in_flight=config.rollout.max_in_flight,
             run_seed=config.run.seed,
             trust_remote_code=trust,
@@ -114,7 +115,7 @@ def _cluster(
             weights_dtype=weights_dtype,
             temperature=temperature,
             run_seed=config.run.seed,
-            probes=_probe_sequences(prompts),
+            probes=_probe_sequences(prompts, max_model_len - 2),
             trust_remote_code=trust,
         ),
         log=note,
@@ -127,8 +128,9 @@ def _weights_dtype(config: Config, device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-def _probe_sequences(prompts: Prompts) -> tuple[tuple[int, ...], ...]:
-    """Real token sequences: prompts end to end, so that each is longer than two cache blocks."""
+def _probe_sequences(prompts: Prompts, longest: int) -> tuple[tuple[int, ...], ...]:
+    """Real token sequences, prompts end to end: over two cache blocks where there is room."""
+    size = min(PROBE_TOKENS, longest)
     joined = [token for prompt in prompts.train[:256] for token in prompt.token_ids]
-    pieces = [tuple(joined[i * PROBE_TOKENS : (i + 1) * PROBE_TOKENS]) for i in range(PROBES)]
+    pieces = [tuple(joined[i * size : (i + 1) * size]) for i in range(PROBES)]
     return tuple(piece for piece in pieces if len(piece) > 1)

@@ -1,4 +1,4 @@
-"""Real faults in a real run: kill −9 and SIGSTOP of actors, and the run ends as if nothing had been."""
+"""Real faults in a real run: kill −9 and SIGSTOP, and the run ends as if nothing had been."""
 
 import os
 import signal

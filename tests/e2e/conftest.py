@@ -1,9 +1,10 @@
 """One Ray and one tiny SFT and reward model for all end-to-end tests."""
 
-import os
+import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,29 +17,34 @@ PORT = 26379
 
 @pytest.fixture(scope="session")
 def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray head of its own, ended with the session; found through RAY_ADDRESS."""
+    """A Ray head of its own, with a token, ended with the session; found through RAY_ADDRESS."""
     ray = str(Path(sys.executable).parent / "ray")
-    home = tmp_path_factory.mktemp("ray")
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={PORT}", "--num-cpus=2"]
-        + ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={home}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"127.0.0.1:{PORT}"
-    try:
-        for _ in range(60):
-            up = subprocess.run(
-                [ray, "status", f"--address={address}"], capture_output=True, check=False
-            )
-            if up.returncode == 0:
-                break
-        os.environ["RAY_ADDRESS"] = address
-        yield address
-    finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        head.terminate()
-        head.wait(timeout=30)
+    # Short: a socket's path holds 107 characters, and Ray adds 60 of its own.
+    with tempfile.TemporaryDirectory(prefix="ray") as home, pytest.MonkeyPatch.context() as env:
+        env.setenv("RAY_AUTH_MODE", "token")
+        env.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        options = [f"--port={PORT}", "--num-cpus=2", "--include-dashboard=false"]
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", *options, f"--temp-dir={home}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        address = f"127.0.0.1:{PORT}"
+        try:
+            _wait_until_up(ray, address)
+            env.setenv("RAY_ADDRESS", address)
+            yield address
+        finally:
+            head.terminate()
+            head.wait(timeout=30)
+
+
+def _wait_until_up(ray: str, address: str) -> None:
+    for _ in range(30):
+        asked = [ray, "status", f"--address={address}"]
+        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            return
+    raise AssertionError(f"no Ray came up at {address}")
 
 
 @pytest.fixture(scope="session")

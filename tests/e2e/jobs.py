@@ -14,8 +14,15 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Small enough to start and finish in seconds; float32 on one node, so runs can be compared bit for bit.
-TINY = ["--model.hidden=64", "--model.layers=2", "--model.vocab=700", "--model.dtype=float32", "--sft.epochs=0.2", "--sft.batch-tokens=8192", "--rm.epochs=0.2", "--rm.batch-lists=32", "--ppo.prompts=16", "--ppo.epochs=2", "--ppo.minibatches=2", "--rollout.shard-prompts=4", "--rollout.max-response-tokens=16", "--rollout.kv-cache-mb=64", "--data.max-prompt-tokens=48", "--evaluate.prompts=8", "--evaluate.every=1000", "--checkpoint.every=1"]
+# Small enough to start and finish in seconds; float32, so that runs can be compared bit for bit.
+TINY = (
+    *("--model.hidden=64", "--model.layers=2", "--model.vocab=700", "--model.dtype=float32"),
+    *("--sft.epochs=0.2", "--sft.batch-tokens=8192", "--rm.epochs=0.2", "--rm.batch-lists=32"),
+    *("--ppo.prompts=16", "--ppo.epochs=2", "--ppo.minibatches=2", "--rollout.shard-prompts=4"),
+    *("--rollout.max-response-tokens=16", "--rollout.kv-cache-mb=64"),
+    *("--data.max-prompt-tokens=48", "--evaluate.prompts=8", "--evaluate.every=1000"),
+    "--checkpoint.every=1",
+)
 
 
 @dataclass
