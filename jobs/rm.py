@@ -10,20 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.phase import output_dir, show
-from rlhf_ray.training.reward_model import train_reward_model
+from rlhf_ray.training.pipeline import train_phase
 
 
 def main() -> int:
     config = cli.parse(sys.argv[1:], prog="jobs/rm.py", description=__doc__ or "").config
-    base = config.rm.base or config.dir / "sft"
-    if config.rm.base is None and not (config.dir / "sft" / "config.json").is_file():
-        raise ValueError(
-            f"a reward model grows from a model, and {base} holds none: run jobs/sft.py with the "
-            f"same --run.name first, or give --rm.base DIR"
-        )
-    out = output_dir(config, "reward")
-    last = show(Console(config.run.name), "rm", train_reward_model(config, base, out))
+    out, last = train_phase(config, "rm", Console(config.run.name))
     for name, value in last.items():
         if name.startswith("heldout/"):
             print(f"{name.removeprefix('heldout/'):<20}{value:.4f}")

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: a language model learns the texts in `data.texts`.
 
 python jobs/sft.py --data.texts FILE [--recipe jobs/recipes/reviews.yaml] [--section.field value …]
+Without texts it does the demonstration's.
 """
 
 import sys
@@ -10,14 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.phase import output_dir, show
-from rlhf_ray.training.sft import train_sft
+from rlhf_ray.training.pipeline import train_phase
 
 
 def main() -> int:
     config = cli.parse(sys.argv[1:], prog="jobs/sft.py", description=__doc__ or "").config
-    out = output_dir(config, "sft")
-    last = show(Console(config.run.name), "sft", train_sft(config, out))
+    out, last = train_phase(config, "sft", Console(config.run.name))
     if "heldout/perplexity" in last:
         print(f"held-out perplexity a token: {last['heldout/perplexity']:.2f}")
     print(f"model: {out}")

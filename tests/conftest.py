@@ -22,3 +22,5 @@ from hypothesis import HealthCheck, settings
 # How long an example takes depends on what else the machine does: no test asserts it.
 settings.register_profile("no_clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no_clock")
+
+pytest_plugins = ["tests.running.fixtures"]  # Ray and a tiny base run, made when a test asks

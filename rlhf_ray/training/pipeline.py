@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -65,6 +65,31 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
     return summary
 
 
+def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -> tuple[Path, Row]:
+    """One supervised phase alone: the directory of its model, and its last row of metrics.
+
+    Raises ValueError where the directory holds a model already, or there is nothing to start from.
+    """
+    config = resolve(config)
+    out = config.dir / {"sft": "sft", "rm": "reward"}[phase]
+    if out.exists() and not config.run.overwrite:
+        raise ValueError(
+            f"{out} holds the model of an earlier run: give another --run.name, or replace it with "
+            f"--run.overwrite"
+        )
+    base = config.rm.base or str(config.dir / "sft")
+    if phase == "rm" and config.rm.base is None and not Path(base).is_dir():
+        raise ValueError(
+            f"a reward model grows from a model, and {base} holds none: run jobs/sft.py with the "
+            f"same --run.name first, or give --rm.base DIR"
+        )
+    with ray_session(), RunLog(config.dir, gauges=Gauges(config.run.name)) as log:
+        phases = Phases(config, make_plan(config), log, console)
+        if phase == "sft":
+            return out, phases.train("sft", train_sft, config, str(out))
+        return out, phases.train("rm", train_reward_model, config, base, str(out))
+
+
 class Phases:
     """The three phases, each shown and logged while it runs."""
 
@@ -82,7 +107,7 @@ class Phases:
             return config.model.path
         out = config.dir / "sft"
         if not out.is_dir():
-            self._train("sft", train_sft, config, str(out))
+            self.train("sft", train_sft, config, str(out))
         return str(out)
 
     def reward(self) -> tuple[Reward, str | None]:
@@ -94,7 +119,7 @@ class Phases:
         out = config.dir / "reward"
         if not out.is_dir():
             base = config.rm.base or self.sft()
-            self._train("rm", train_reward_model, config, base, str(out))
+            self.train("rm", train_reward_model, config, base, str(out))
         sources = (RewardSource(model=str(out)),)
         return dataclasses.replace(config.reward, sources=sources), str(out)
 
@@ -105,8 +130,8 @@ class Phases:
         prompts = load_prompts(config.data, tokenizer, config.run.seed)
         return run_ppo(config, self._plan, start, prompts, log=self._log, console=self._console)
 
-    def _train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> None:
-        """Run a supervised phase on Ray, show and log its rows."""
+    def train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> Row:
+        """Run a supervised phase on Ray, show and log its rows; the last of them."""
         began = time.monotonic()
         self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
         share = Share(self._plan.learner.cpus, self._plan.learner.gpus)
@@ -117,11 +142,13 @@ class Phases:
             threads=self._plan.threads,
             name=f"{phase} {self._config.run.name}",
         )
+        row: Row = {}
         with self._console.phase(phase, 1) as line:
             for row in rows:
                 follow(phase, row, log=self._log, line=line)
         self.bad_rows += int(row.get("bad_rows", 0))
         self.seconds[phase] = time.monotonic() - began
+        return row
 
 
 def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import base, new_run, ray_address  # noqa: F401 - fixtures
-from tests.e2e.jobs import TINY, processes_of, rows, start, succeed, summary, wait_for
 from tests.e2e.test_exact import fingerprint
+from tests.running.jobs import TINY, processes_of, rows, start, succeed, summary, wait_for
 
 STEPS = 5
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
@@ -33,7 +32,7 @@ def reached(run: Path, step: int) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F811
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The final weights of a run that nothing happens to."""
     root = tmp_path_factory.mktemp("calm")
     (root / "calm").mkdir()
@@ -53,7 +52,7 @@ def finish(driver, run: Path) -> None:
     wait_for(lambda: not processes_of(run.name), seconds=30, why="an actor outlives the run")
 
 
-def test_generator_scorer_and_learner_killed_in_one_run(undisturbed: str, new_run: Make):  # noqa: F811
+def test_generator_scorer_and_learner_killed_in_one_run(undisturbed: str, new_run: Make):
     run, place = new_run("struck")
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
     for step, role in ((1, "generator"), (2, "reward"), (3, "learner")):
@@ -68,7 +67,7 @@ def test_generator_scorer_and_learner_killed_in_one_run(undisturbed: str, new_ru
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["generator", "reference", "reward", "learner"])
-def test_killed(undisturbed: str, new_run: Make, role: str):  # noqa: F811
+def test_killed(undisturbed: str, new_run: Make, role: str):
     run, place = new_run(f"killed-{role}")
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
     wait_for(reached(run, 2), why=(run / "log").read_text())
@@ -77,7 +76,7 @@ def test_killed(undisturbed: str, new_run: Make, role: str):  # noqa: F811
     assert fingerprint(run) == undisturbed
 
 
-def test_a_wedged_generator_is_replaced(undisturbed: str, new_run: Make):  # noqa: F811
+def test_a_wedged_generator_is_replaced(undisturbed: str, new_run: Make):
     run, place = new_run("wedged")
     driver = start("ppo", *place, *TINY, *FAST, f"--ppo.iterations={STEPS}", log=run / "log")
     wait_for(reached(run, 1), why=(run / "log").read_text())

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.observe.keys import row_of
-from tests.e2e.jobs import TINY, processes_of, rows, succeed, summary
+from tests.running.jobs import TINY, processes_of, rows, succeed, summary
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_console_shows_progress_and_the_end(finished):
 
 
 def test_a_second_start_does_not_overwrite(finished):
-    from tests.e2e.jobs import job
+    from tests.running.jobs import job
 
     run, _ = finished
     before = (run / "summary.json").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.jobs import TINY, processes_of, rows, start, succeed, summary, wait_for
+from tests.running.jobs import TINY, processes_of, rows, start, succeed, summary, wait_for
 
 STEPS = 4
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]

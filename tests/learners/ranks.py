@@ -1,8 +1,8 @@
-"""Run a function on several gloo ranks, each a process of its own."""
+"""Gloo ranks, each a process of its own, that run functions together; started once a session."""
 
-import tempfile
+import queue
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +11,59 @@ import torch.multiprocessing as mp
 from rlhf_ray.learners.group import Group, leave
 
 CPU = torch.device("cpu")
+DEADLINE = 120.0  # seconds for any one function
 
 
-def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """[function(group, *args) of each rank]; in this process for one rank."""
-    if size == 1:
-        return [function(Group(CPU), *args)]
-    with tempfile.TemporaryDirectory() as directory:
-        address = f"file://{directory}/meet"
-        mp.spawn(_rank, (size, address, directory, function, args), nprocs=size)
-        return [torch.load(Path(directory) / f"{rank}.pt") for rank in range(size)]
+class Ranks:
+    """`run(function, *args)` calls function(group, *args) on every rank at once."""
+
+    def __init__(self, size: int, directory: str) -> None:
+        context = mp.get_context("spawn")
+        self._calls = [context.Queue() for _ in range(size)]
+        self._results = context.Queue()
+        self._processes = [
+            context.Process(
+                target=_serve,
+                args=(rank, size, f"file://{directory}/meet", self._calls[rank], self._results),
+                daemon=True,
+            )
+            for rank in range(size)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What it returned, by rank. Raises what a rank raised, as text."""
+        for calls in self._calls:
+            calls.put((function, args))
+        results: dict[int, Any] = {}
+        while len(results) < len(self._calls):
+            try:
+                rank, result, fault = self._results.get(timeout=DEADLINE)
+            except queue.Empty as error:
+                waiting = set(range(len(self._calls))) - set(results)
+                raise TimeoutError(f"{function.__name__}: no answer of ranks {waiting}") from error
+            results[rank] = RuntimeError(fault) if fault else result
+        for result in results.values():
+            if isinstance(result, RuntimeError):
+                raise result
+        return [results[rank] for rank in range(len(self._calls))]
+
+    def close(self) -> None:
+        """End the processes."""
+        for calls in self._calls:
+            calls.put(None)
+        for process in self._processes:
+            process.join(10)
 
 
-def _rank(
-    rank: int, size: int, address: str, directory: str, function: Callable[..., Any], args: Any
-) -> None:
+def _serve(rank: int, size: int, address: str, calls: Any, results: Any) -> None:
     torch.set_num_threads(1)
     group = Group.join(rank=rank, size=size, address=address, device=CPU)
-    torch.save(function(group, *args), Path(directory) / f"{rank}.pt")
+    while (call := calls.get()) is not None:
+        function, args = call
+        try:
+            results.put((rank, function(group, *args), None))
+        except (ValueError, ArithmeticError, RuntimeError, AssertionError):
+            results.put((rank, None, traceback.format_exc()))
     leave([group])

@@ -1,20 +1,26 @@
 """Checkpoints: resumed bit for bit, at another number of ranks, damage named."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf_ray.config import PPO
+from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.learners.state import verify
-from tests.learners.ranks import run_ranks
+from tests.learners.ranks import CPU, Ranks
 from tests.learners.toys import learner, parameters, table
 
 SETTINGS = PPO(prompts=8, epochs=2, minibatches=2, lr=1e-3, critic_lr=1e-3, kl_target=1.0)
 
 
-def trained(steps: range, *, onto: PPOLearner | None = None, group=None) -> PPOLearner:
+def trained(
+    steps: range, *, onto: PPOLearner | None = None, group: Group | None = None
+) -> PPOLearner:
     found = onto or learner(settings=SETTINGS, group=group)
     for step in steps:
         found.update(step, table(step=step, seed=step))
@@ -34,24 +40,44 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, dtype: torch.d
         assert torch.equal(parameters(second)[name], want), name
 
 
-def save_after_two(group, directory: str) -> None:
+def save_after_two(group: Group, directory: str) -> None:
     trained(range(2), group=group).save(directory)
 
 
-def go_on(group, directory: str) -> dict[str, torch.Tensor]:
+def go_on(group: Group, directory: str) -> dict[str, torch.Tensor]:
     found = learner(settings=SETTINGS, group=group)
     found.load(directory)
     return parameters(trained(range(2, 3), onto=found))
 
 
-@pytest.mark.parametrize(("writers", "readers"), [(2, 1), (1, 2)])
-def test_resumes_at_another_number_of_ranks(tmp_path: Path, writers: int, readers: int) -> None:
+@pytest.mark.parametrize(("writers", "readers"), [(2, 1), (1, 2), (2, 2)])
+def test_resumes_at_another_number_of_ranks(
+    tmp_path: Path, two_ranks: Ranks, writers: int, readers: int
+) -> None:
+    def on(size: int, function: Callable[..., Any]) -> Any:
+        if size == 1:
+            return function(Group(CPU), str(tmp_path))
+        return two_ranks.run(function, str(tmp_path))[0]
+
     want = parameters(trained(range(3)))
-    run_ranks(writers, save_after_two, str(tmp_path))
+    on(writers, save_after_two)
     assert len(list(tmp_path.glob("*.safetensors"))) == writers
-    found = run_ranks(readers, go_on, str(tmp_path))[0]
+    found = on(readers, go_on)
     for name in want:
         torch.testing.assert_close(found[name], want[name], rtol=0, atol=5e-6)
+
+
+def rows_held(group: Group, directory: str) -> dict[str, int]:
+    learner(settings=SETTINGS, group=group).save(directory)
+    file = load_file(Path(directory) / f"rank-{group.rank:05d}.safetensors")
+    return {name: len(x) for name, x in file.items()}
+
+
+def test_no_rank_holds_the_whole_optimizer(tmp_path: Path, two_ranks: Ranks) -> None:
+    first, second = two_ranks.run(rows_held, str(tmp_path))
+    assert first.keys() == second.keys()
+    name = "policy/exp_avg/model.model.embed_tokens.weight"
+    assert first[name] == second[name] == 16
 
 
 @pytest.mark.parametrize("file", ["learner.json", "rank-00000.json", "rank-00000.safetensors"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.jobs import TINY, succeed
+from tests.running.jobs import TINY, succeed
 
 PORT = 26379
 
