@@ -81,7 +81,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: nothing is left behind; go on with --resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -14,7 +14,7 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import load_config, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster
@@ -86,7 +86,7 @@ def _cluster(
         start.policy, trust_remote_code=config.model.trust_remote_code
     ).eos_token_id
     device = "cuda" if plan.learner.gpus else "cpu"
-    max_model_len = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    max_model_len = _context(config, start.policy)
     weights_dtype = _weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
     return Cluster(
@@ -120,6 +120,20 @@ def _cluster(
         ),
         log=note,
     )
+
+
+def _context(config: Config, policy: str) -> int:
+    """Tokens of the longest prompt and response. ValueError where the model takes fewer."""
+    asked = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    model = load_config(policy, trust_remote_code=config.model.trust_remote_code)
+    room = getattr(model, "max_position_embeddings", None)
+    if room is not None and asked > room:
+        raise ValueError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} and "
+            f"rollout.max_response_tokens {config.rollout.max_response_tokens} make {asked} tokens, "
+            f"and the model at {policy} takes {room}: lower one of the two"
+        )
+    return asked
 
 
 def _weights_dtype(config: Config, device: str) -> str:

@@ -1,0 +1,98 @@
+"""What users get wrong, in jobs as they run them: exit 2, one line with cause and fix."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.running.jobs import (
+    TINY,
+    Finished,
+    job,
+    processes_of,
+    rows,
+    start,
+    succeed,
+    summary,
+    wait_for,
+)
+
+Make = Callable[[str], tuple[Path, tuple[str, ...]]]
+
+
+def refused(done: Finished, *expected: str) -> None:
+    """The job ended with status 2 and says all of `expected` in its last line."""
+    assert done.code == 2, done.out[-2000:]
+    assert "Traceback" not in done.out
+    last = done.out.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for words in expected:
+        assert words in last, f"{words!r} is not in: {last}"
+
+
+def test_a_missing_file_is_named_before_anything_starts(tmp_path: Path):
+    flags = (f"--run.root={tmp_path}", "--data.texts=no/such/texts.txt")
+    refused(job("ppo", *flags), "--data.texts no/such/texts.txt", "no such file")
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+def test_a_broken_line_is_named_with_its_number(tmp_path: Path, ray_address: str):
+    bad = tmp_path / "texts.jsonl"
+    bad.write_text('{"text": "good"}\n{"text": "bad\n', encoding="utf-8")
+    flags = (f"--run.root={tmp_path}", f"--data.texts={bad}", "--sft.epochs=1")
+    refused(job("sft", *flags), "texts.jsonl", "line 2")
+
+
+def test_an_empty_dataset_is_refused(new_run: Make, tmp_path: Path):
+    empty = tmp_path / "prompts.txt"
+    empty.write_text("\n", encoding="utf-8")
+    _, place = new_run("empty")
+    refused(job("ppo", *place, *TINY, f"--data.prompts={empty}"), "prompts.txt", "holds no prompt")
+
+
+def test_what_the_cluster_lacks_is_said_at_once(new_run: Make):
+    _, place = new_run("greedy")
+    done = job("ppo", *place, *TINY, "--cluster.generators=50")
+    refused(done, "the run asks for 25.5 CPU", "the cluster has 2", "--cluster.generators")
+
+
+def test_a_context_that_the_model_lacks_is_refused(new_run: Make):
+    _, place = new_run("long")
+    done = job("ppo", *place, *TINY, "--data.max-prompt-tokens=100000")
+    refused(done, "data.max_prompt_tokens 100000", "lower one of the two")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [("raises", "the polite-o-meter is out of order"), ("nowhere", "nowhere")],
+)
+def test_a_reward_function_that_fails_ends_the_run_with_its_cause(
+    new_run: Make, tmp_path: Path, function: str, expected: str
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"reward: {{sources: [{{function: 'tests.e2e.bad_rewards:{function}'}}]}}\n")
+    run, place = new_run(function)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"I bought thing {i}\n" for i in range(40)), encoding="utf-8")
+    flags = (*place, *TINY, f"--recipe={recipe}", f"--data.prompts={prompts}")
+    done = job("ppo", *flags, "--sft.epochs=0", f"--model.path={run / 'sft'}")
+    refused(done, f"bad_rewards:{function}", expected)
+    assert not processes_of(function)
+
+
+def test_ctrl_c_leaves_a_run_to_resume_and_no_process(new_run: Make):
+    run, place = new_run("stopped")
+    driver = start("ppo", *place, *TINY, "--ppo.iterations=4", log=run / "log")
+    wait_for(lambda: list(run.glob("checkpoints/step-*")), why=(run / "log").read_text())
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    assert "--resume" in (run / "log").read_text()
+    wait_for(lambda: not processes_of("stopped"), seconds=20, why="a process was left behind")
+    newest = max(run.glob("checkpoints/step-*"))
+    (newest / "meta.json").write_text("{}")
+    out = succeed("ppo", *place, "--resume")
+    if newest.name != "step-000001":
+        assert f"{newest} is damaged" in out
+    assert summary(run)["rollouts"]["consumed"] == 64
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4]
