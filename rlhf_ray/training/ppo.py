@@ -130,7 +130,7 @@ def _context(config: Config, policy: str) -> int:
     if room is not None and asked > room:
         raise ValueError(
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} and "
-            f"rollout.max_response_tokens {config.rollout.max_response_tokens} make {asked} tokens, "
+            f"rollout.max_response_tokens {config.rollout.max_response_tokens} make {asked}, "
             f"and the model at {policy} takes {room}: lower one of the two"
         )
     return asked
