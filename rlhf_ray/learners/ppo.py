@@ -29,7 +29,7 @@ from rlhf_ray.learners.sharding import own
 from rlhf_ray.learners.targets import OldPass, Targets, make_targets
 from rlhf_ray.models.actor_critic import Actor, Critic
 
-CPU_TOKENS = 4096  # a larger pass leaves the processor's cache and gains nothing
+CPU_TOKENS = 2048  # a larger pass leaves the processor's cache, and gains only padding
 
 
 class PPOLearner:

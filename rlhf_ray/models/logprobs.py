@@ -79,7 +79,7 @@ class _Logprobs(torch.autograd.Function):
             logp_CV = torch.log_softmax(logits_CV, 1)
             logprobs_N[rows] = logp_CV.gather(1, targets_N[rows, None]).squeeze(1)
             if entropy:
-                entropies_N[rows] = logp_CV.exp().mul_(logp_CV).sum(1).neg_()
+                entropies_N[rows] = torch.exp(logp_CV, out=logits_CV).mul_(logp_CV).sum(1).neg_()
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
         ctx.shape, ctx.temperature = shape, temperature
         ctx.mark_non_differentiable(entropies_N)
@@ -97,7 +97,7 @@ class _Logprobs(torch.autograd.Function):
             # d logprob / d logits = onehot − softmax
             grad_CV = torch.softmax(logits_CV, 1).mul_(-grad_N[rows, None])
             grad_CV.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
-            grad_CV = (grad_CV * slope_CV).to(hidden_ND.dtype)
+            grad_CV = grad_CV.mul_(slope_CV).to(hidden_ND.dtype)
             grad_hidden_ND[rows] = grad_CV @ weight_VD
             if ctx.needs_input_grad[1]:
                 grad_weight_VD = _add(grad_weight_VD, grad_CV.t() @ hidden_ND[rows])

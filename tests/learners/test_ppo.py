@@ -1,0 +1,156 @@
+"""What one update does: ratios, clipping, warm-up, staleness, faults; and that it learns."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_ray.config import PPO
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.learners.rollouts import Rollouts
+from rlhf_ray.learners.targets import OldPass, make_targets
+from tests.learners.toys import VOCAB, learner, parameters, table
+
+SETTINGS = PPO(prompts=8, epochs=2, minibatches=2, lr=1e-3, critic_lr=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_ratio_of_the_first_step_is_1(
+    dtype: torch.dtype, tolerance: float, temperature: float
+) -> None:
+    settings = PPO(prompts=8, epochs=1, minibatches=1)
+    one = learner(settings=settings, dtype=dtype, temperature=temperature)
+    stats = one.update(0, table())
+    assert abs(stats["policy/ratio_max"] - 1) < tolerance
+    assert stats["policy/clip_fraction"] == 0
+
+
+def test_a_pass_per_row_gives_the_old_log_probabilities_of_the_model() -> None:
+    rollouts = Rollouts.from_table(table())
+    one = learner(settings=SETTINGS, temperature=0.5)
+    old = one._old_pass(rollouts, 0)
+    model = one.actor.model
+    for i, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
+        ids = torch.tensor(np.concatenate([prompt, response]))[None].long()
+        with torch.no_grad():
+            logp_LV = torch.log_softmax(model(ids).logits[0] / 0.5, 1)
+        want = logp_LV[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+        entropy = -(logp_LV.exp() * logp_LV).sum(1)[len(prompt) - 1 : -1]
+        span = slice(int(rollouts.starts_B1[i]), int(rollouts.starts_B1[i + 1]))
+        torch.testing.assert_close(old.logprobs_N[span], want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(old.entropies_N[span], entropy, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_only_the_critic_learns_in_warm_up(critic: str) -> None:
+    settings = dataclasses.replace(SETTINGS, critic=critic, warmup_iterations=1)
+    one = learner(settings=settings, critic=critic)
+    before = parameters(one)
+    stats = one.update(0, table())
+    assert "loss/policy" not in stats and stats["loss/value"] > 0
+    head = {name for name, x in parameters(one).items() if not torch.equal(x, before[name])}
+    assert head and all("value_head" in name or name.startswith("critic") for name in head)
+    one.update(1, table(step=1))
+    moved = {name for name, x in parameters(one).items() if not torch.equal(x, before[name])}
+    assert "policy/model.model.embed_tokens.weight" in moved
+
+
+def test_the_learning_rate_is_annealed_by_the_step() -> None:
+    one = learner(settings=dataclasses.replace(SETTINGS, iterations=4, lr_schedule="linear"))
+    rates = [one.update(step, table(step=step))["lr"] for step in range(4)]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_importance_weights_only_where_tokens_are_stale() -> None:
+    fresh, stale = table(rows=4, step=3), table(rows=4, step=2)
+    old_N = torch.full((Rollouts.from_table(fresh).tokens,), -2.0)
+    old = OldPass(old_N, old_N, old_N)
+    for rows, staleness, present in ((fresh, 1, False), (stale, 0, False), (stale, 1, True)):
+        settings = dataclasses.replace(SETTINGS, max_staleness=staleness)
+        rollouts = Rollouts.from_table(rows)
+        targets, stats = make_targets(rollouts, old, settings, kl_coef=0.1, step=3)
+        assert (targets.weights_N is not None) == present
+        assert stats["staleness/max"] == (1.0 if rows is stale else 0.0)
+    assert targets.weights_N is not None
+    # behaviour −3, old −2: exp(1) is above the cap
+    assert targets.weights_N.tolist() == pytest.approx([2.0] * len(old_N))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("policy", r"old log-probabilities of step 5 hold NaN"),
+        ("critic", r"old values of step 5 hold NaN"),
+        ("loss", r"loss/value is inf at step 5, epoch 0, minibatch 0"),
+    ],
+)
+def test_nan_is_named_and_nothing_moves(fault: str, message: str) -> None:
+    one = learner(settings=dataclasses.replace(SETTINGS, warmup_iterations=9))
+    if fault == "policy":
+        one.policy_optimizer.weights.slices()[-1].local.fill_(torch.nan)
+    if fault == "critic":
+        one.critic_optimizer.weights.slices()[-1].local.fill_(torch.nan)
+    scores = np.full(8, 1e30 if fault == "loss" else 1.0)
+    before = parameters(one)
+    with pytest.raises(FloatingPointError, match=message):
+        one.update(5, table(step=5, scores=scores))
+    after = parameters(one)
+    assert all(torch.equal(after[n].nan_to_num(), before[n].nan_to_num()) for n in before)
+
+
+def test_bad_tables_are_refused() -> None:
+    one = learner(settings=SETTINGS)
+    with pytest.raises(ValueError, match="7 rollouts do not divide into 2 minibatches"):
+        one.update(0, table(rows=7))
+    with pytest.raises(ValueError, match=r"scores_B holds NaN or inf"):
+        one.update(0, table(scores=np.full(8, np.nan)))
+    with pytest.raises(ValueError, match=r"lacks the columns \['score'\]"):
+        one.update(0, table().drop_columns(["score"]))
+    with pytest.raises(ValueError, match="needs a critic"):
+        learner(settings=SETTINGS, critic=None)
+
+
+def test_adaptive_kl_follows_its_target() -> None:
+    far_off = dataclasses.replace(SETTINGS, kl_target=0.001, kl_horizon=8.0)
+    one = learner(settings=far_off)
+    refs_are_worse = table()
+    stats = one.update(0, refs_are_worse)
+    sign = 1 if stats["kl/mean_k1"] > 0.001 else -1
+    assert one.kl_coef.coef == pytest.approx(SETTINGS.kl_coef * (1 + sign * 0.2))
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo"])
+def test_it_learns_to_write_a_token(estimator: str) -> None:
+    """Reward: how often token 5 occurs. A uniform policy has 6 · 1/32; 40 updates reach half."""
+    samples = 4 if estimator == "rloo" else 1
+    settings = PPO(
+        prompts=32 // samples, samples=samples, estimator=estimator, epochs=2, minibatches=2,
+        lr=2e-3, critic_lr=2e-3, lr_schedule="constant", kl_coef=0.0,
+    )  # fmt: skip
+    one = learner(settings=settings, critic="separate" if estimator == "gae" else None)
+    means = [one.update(step, sampled(one, step, samples))["score/mean"] for step in range(40)]
+    assert np.mean(means[:3]) < 1 and np.mean(means[-3:]) > 3, means
+
+
+def sampled(one: PPOLearner, step: int, samples: int):
+    """32 responses of 6 tokens from the policy itself, scored by how many are token 5."""
+    generator = torch.Generator().manual_seed(step)
+    prompts = table(rows=32, samples=samples, step=step, prompt_len=(3, 4))
+    prompts_BL = torch.tensor(prompts.column("prompt_token_ids").to_pylist())
+    ids = prompts_BL
+    for _ in range(6):
+        with torch.no_grad():
+            probs_BV = one.actor.model(ids).logits[:, -1].softmax(1)
+        ids = torch.cat([ids, torch.multinomial(probs_BV, 1, generator=generator)], 1)
+    responses = ids[:, 3:].numpy()
+    assert responses.max() < VOCAB
+    return table(
+        rows=32,
+        samples=samples,
+        step=step,
+        prompt_len=(3, 4),
+        responses=list(responses),
+        scores=(responses == 5).sum(1).astype(np.float32),
+    )

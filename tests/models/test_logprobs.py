@@ -1,0 +1,163 @@
+"""Chunked log-probabilities equal the model's own, and never hold the full logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from rlhf_ray.models import logprobs as room
+from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
+from rlhf_ray.models.logprobs import HeadShape, response_logprobs
+
+LLAMA = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+}
+GPT = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+MODELS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT)),
+    "bloom": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)
+    ),
+    "gptj, head with a bias": lambda: GPTJForCausalLM(GPTJConfig(**GPT, rotary_dim=4)),
+    "gemma2, softcap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**LLAMA, head_dim=8, final_logit_softcapping=0.5)
+    ),
+    "cohere, scale": lambda: CohereForCausalLM(CohereConfig(**LLAMA, logit_scale=0.3)),
+    "granite, divisor": lambda: GraniteForCausalLM(GraniteConfig(**LLAMA, logits_scaling=4.0)),
+}
+
+
+def make(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases and norms too
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_equal_to_the_models_own_logits(
+    name: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(room.CHUNK_BYTES, "cpu", 4 * 50 * 3)  # three rows a chunk
+    model = make(name)
+    actor = Actor(model)
+    check_head(actor)
+    ids_BL = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(1))
+    index_N = torch.tensor([1, 2, 3, 9, 10, 15, 17])  # of 3 · 6 inputs
+    rows, columns = index_N // 6, index_N % 6
+    targets_N = ids_BL[rows, columns + 1]
+    weights_N = torch.linspace(-1, 1, 7)
+
+    logits_NV = model(ids_BL[:, :-1], use_cache=False).logits[rows, columns].float() / temperature
+    want_NV = torch.log_softmax(logits_NV, 1)
+    want_N = want_NV.gather(1, targets_N[:, None]).squeeze(1)
+    (want_N * weights_N).sum().backward()
+    want_grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    out = actor(ids_BL[:, :-1], index_N, targets_N, temperature=temperature, entropy=True)
+    (out.logprobs_N * weights_N).sum().backward()
+    torch.testing.assert_close(out.logprobs_N, want_N, rtol=0, atol=1e-5)
+    entropy_N = -(want_NV.exp() * want_NV).sum(1)
+    torch.testing.assert_close(out.entropies_N, entropy_N.detach(), rtol=0, atol=1e-5)
+    for parameter_name, grad in want_grads.items():
+        found = dict(model.named_parameters())[parameter_name].grad
+        torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5, msg=parameter_name)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "bloom"])
+def test_what_pads_a_row_never_matters(name: str) -> None:
+    actor = Actor(make(name))
+    critic = Critic(actor.model.base_model, value_head_for(actor.model))
+    torch.nn.init.normal_(critic.value_head.weight)
+    short = torch.randint(1, 50, (1, 5), generator=torch.Generator().manual_seed(2))
+    index_N, targets_N = torch.tensor([2, 3, 4]), torch.tensor([7, 8, 9])
+    with torch.no_grad():
+        want_N = actor(short, index_N, targets_N, temperature=1.0).logprobs_N
+        values_N = critic(short, index_N)
+        for pad in (0, 3, 49):
+            padded = torch.cat([short, torch.full((1, 8), pad)], 1)
+            found_N = actor(padded, index_N, targets_N, temperature=1.0).logprobs_N
+            torch.testing.assert_close(found_N, want_N, rtol=0, atol=1e-5)
+            torch.testing.assert_close(critic(padded, index_N), values_N, rtol=0, atol=1e-5)
+
+
+def test_a_head_that_is_not_known_is_refused() -> None:
+    model = make("llama")
+    model.lm_head.register_forward_hook(lambda module, args, out: out.square())
+    with pytest.raises(ValueError, match="LlamaForCausalLM: log-probabilities from the trunk"):
+        check_head(Actor(model))
+
+
+def test_temperature_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="temperature is 0"):
+        response_logprobs(
+            torch.zeros(1, 4),
+            torch.nn.Linear(4, 9),
+            torch.zeros(1, dtype=torch.int64),
+            shape=HeadShape(),
+            temperature=0,
+        )
+
+
+def test_no_tokens_give_no_log_probabilities_and_zero_gradients() -> None:
+    actor = Actor(make("qwen2"))
+    nothing = torch.empty(0, dtype=torch.int64)
+    out = actor(torch.zeros(1, 1, dtype=torch.int64), nothing, nothing, temperature=1.0)
+    out.logprobs_N.sum().backward()
+    assert out.logprobs_N.shape == (0,)
+    assert all(p.grad is None or not p.grad.any() for p in actor.parameters())
+
+
+def peak_bytes(tokens: int, vocab: int) -> int:
+    """How far this process's resident memory rises over a forward and backward pass."""
+    hidden_ND = torch.randn(tokens, 16, requires_grad=True)
+    head = torch.nn.Linear(16, vocab, bias=False)
+    targets_N = torch.arange(tokens)
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = _resident("VmRSS")
+    logprobs_N, _ = response_logprobs(hidden_ND, head, targets_N, shape=HeadShape(), entropy=True)
+    logprobs_N.sum().backward()
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def test_memory_does_not_grow_with_vocabulary_times_tokens() -> None:
+    vocab, tokens = 150_000, 1_024
+    peak_bytes(256, vocab)  # libraries' own buffers
+    small, large = peak_bytes(256, vocab), peak_bytes(tokens, vocab)
+    more_logits = (tokens - 256) * vocab * 4
+    assert large - small < 0.25 * more_logits, (small, large)
