@@ -32,16 +32,15 @@ def build_learner(
     A separate critic starts from `reward_model` (a directory that RewardModel wrote, with the
     policy's tokenizer and a causal backbone), else from the policy's trunk with a zero head.
     """
-    actor = Actor(load_causal_lm(policy, trust_remote_code=trust_remote_code))
-    use_short_attention(actor.model)
+    actor = Actor(prepare(load_causal_lm(policy, trust_remote_code=trust_remote_code)))
     check_head(actor)
     critic = None
     if ESTIMATORS[settings.estimator].needs_values:
         if settings.critic == "shared":
             actor.value_head = value_head_for(actor.model)
         elif reward_model is None:
-            trunk = load_causal_lm(policy, trust_remote_code=trust_remote_code).base_model
-            critic = new_critic(trunk)
+            model = prepare(load_causal_lm(policy, trust_remote_code=trust_remote_code))
+            critic = new_critic(model.base_model)
         else:
             critic = critic_from_reward_model(reward_model, trust_remote_code=trust_remote_code)
     return PPOLearner(
@@ -56,9 +55,14 @@ def build_learner(
     )
 
 
+def prepare(model: Any) -> Any:
+    """A model as the learner runs it: dropout off, attention by the faster way."""
+    use_short_attention(model)
+    return model.eval()
+
+
 def new_critic(backbone: Any) -> Critic:
     """A critic on this trunk that says 0 everywhere."""
-    use_short_attention(backbone)
     return Critic(backbone, value_head_for(backbone))
 
 

@@ -7,6 +7,7 @@ Shapes: B rows, L input positions, N response tokens of these rows end to end.
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -35,11 +36,20 @@ class MicroBatch:
 
 
 def minibatches(n_rows: int, count: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:
-    """Rows of each optimizer step of one epoch: a permutation that (seed, step, epoch) decides."""
+    """Rows of each optimizer step of one epoch: a permutation that (seed, step, epoch) decides.
+
+    Sizes differ by one at most, where a reward dropped rows. Raises ValueError for fewer rows than
+    steps.
+    """
+    if n_rows < count:
+        raise ValueError(
+            f"{n_rows} rollouts are left for {count} minibatches: the reward dropped too many; "
+            f"see to it, or lower --ppo.minibatches"
+        )
     generator = torch.Generator().manual_seed(stable_hash(seed, step, epoch, "minibatches"))
     order = torch.randperm(n_rows, generator=generator).tolist()
-    size = n_rows // count
-    return [sorted(order[i * size : (i + 1) * size]) for i in range(count)]
+    edges = [n_rows * i // count for i in range(count + 1)]
+    return [sorted(order[a:b]) for a, b in pairwise(edges)]
 
 
 def shares(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -90,11 +90,6 @@ class PPOLearner:
             inf would spoil; ValueError for a table that cannot be learned from.
         """
         rollouts = Rollouts.from_table(table)
-        if len(rollouts) % self.settings.minibatches:
-            raise ValueError(
-                f"{len(rollouts)} rollouts do not divide into {self.settings.minibatches} "
-                f"minibatches: change ppo.prompts, ppo.samples or ppo.minibatches"
-            )
         old = self._old_pass(rollouts, step)
         targets, stats = make_targets(
             rollouts, old, self.settings, kl_coef=self.kl_coef.coef, step=step
@@ -105,6 +100,10 @@ class PPOLearner:
         if self.settings.kl_target is not None:
             self.kl_coef.update(stats["kl/mean_k1"], len(rollouts))
         return stats
+
+    def score(self, table: pa.Table) -> OldPass:
+        """Log-probabilities, entropies and values of these rollouts, without learning from them."""
+        return self._old_pass(Rollouts.from_table(table), step=-1)
 
     def parameters(self) -> int:
         """How many parameters the policy has, tied ones counted once."""
