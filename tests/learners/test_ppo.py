@@ -100,10 +100,17 @@ def test_nan_is_named_and_nothing_moves(fault: str, message: str) -> None:
     assert all(torch.equal(after[n].nan_to_num(), before[n].nan_to_num()) for n in before)
 
 
+def test_what_a_reward_left_is_learned_from_though_it_does_not_divide() -> None:
+    one = learner(settings=SETTINGS)
+    before = parameters(one)
+    one.update(0, table(rows=7))
+    assert any(not torch.equal(parameters(one)[name], before[name]) for name in before)
+
+
 def test_bad_tables_are_refused() -> None:
     one = learner(settings=SETTINGS)
-    with pytest.raises(ValueError, match="7 rollouts do not divide into 2 minibatches"):
-        one.update(0, table(rows=7))
+    with pytest.raises(ValueError, match="1 rollouts are left for 2 minibatches"):
+        one.update(0, table(rows=1))
     with pytest.raises(ValueError, match=r"scores_B holds NaN or inf"):
         one.update(0, table(scores=np.full(8, np.nan)))
     with pytest.raises(ValueError, match=r"lacks the columns \['score'\]"):
