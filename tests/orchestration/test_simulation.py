@@ -221,6 +221,16 @@ def test_a_return_to_a_checkpoint_recalls_what_is_on_its_way() -> None:
     assert started.ledger.counts["refused"] == 0, "what was void did not cost the time to finish it"
 
 
+def test_a_recalled_generator_loads_nothing_before_it_has_forgotten() -> None:
+    started = Started(Scenario(generators=1, pace=Pace(beat=5.0)))
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    began = started.world.now + started.run.scenario.publish
+    started.run._go_back_to(0, incarnation=1)
+    started.until(lambda: started.pool.serving() == 1)
+    assert started.world.now >= began + 5.0 + 0.8 * started.run.scenario.pace.load
+
+
 def test_a_generator_that_starts_late_takes_the_current_version() -> None:
     started = Started(Scenario(generators=1))
     started.pool.scale(2)
