@@ -221,6 +221,15 @@ def test_a_return_to_a_checkpoint_recalls_what_is_on_its_way() -> None:
     assert started.ledger.counts["refused"] == 0, "what was void did not cost the time to finish it"
 
 
+def test_late_scores_of_a_void_lineage_are_not_taken_for_those_of_the_next() -> None:
+    started = Started(Scenario(generators=2, pace=Pace(score=30.0)))
+    started.run.rollouts.request(0)
+    started.until(lambda: started.run.measured.shards > 0)
+    started.run._go_back_to(0, incarnation=1)
+    started.run.rollouts.request(0)
+    started.run._check(0, started.run.rollouts.take(0))
+
+
 def test_a_recalled_generator_loads_nothing_before_it_has_forgotten() -> None:
     started = Started(Scenario(generators=1, pace=Pace(beat=5.0)))
     started.run.rollouts.request(0)
