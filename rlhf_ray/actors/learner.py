@@ -34,7 +34,9 @@ class LearnerSpec:
     temperature: float
     run_seed: int
     probes: tuple[tuple[int, ...], ...]
-    bucket_bytes: int = 256 << 20
+    # Memory of this size is used again by the next version; of 32 MB and more, malloc maps it anew
+    # each time, which takes several times as long as the copy.
+    bucket_bytes: int = 16 << 20
     trust_remote_code: bool = False
 
 
