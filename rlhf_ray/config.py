@@ -90,8 +90,8 @@ class SFT:
     epochs: float = 2.0
     """Passes over `data.texts`; 0 skips the phase: PPO starts from `model.path` itself."""
     lr: float = 2e-3
-    """Peak learning rate (cosine to a tenth, after warm-up). This suits the small decoder that is made
-    here; a pretrained model wants 1e-5 to 5e-5."""
+    """Peak learning rate (cosine to a tenth, after warm-up). This suits the small decoder that is
+    made here; a pretrained model wants 1e-5 to 5e-5."""
     warmup: float = 0.05
     """Share of steps in which the learning rate rises."""
     batch_tokens: int = 1024

@@ -40,7 +40,11 @@ def test_sft_then_rm(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("sft.py", ["--data.texts", "absent.txt"], "--data.texts absent.txt: there is no such file or directory"),
+        (
+            "sft.py",
+            ["--data.texts", "absent.txt"],
+            "--data.texts absent.txt: there is no such file or directory",
+        ),
         ("rm.py", [], "run jobs/sft.py with the same --run.name first, or give --rm.base DIR"),
     ],
 )
