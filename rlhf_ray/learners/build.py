@@ -12,6 +12,7 @@ from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.attention import use_short_attention
+from rlhf_ray.models.fused_layers import fuse_layers
 from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.reward_model import RewardModel, read_calibration
 
@@ -56,9 +57,11 @@ def build_learner(
 
 
 def prepare(model: Any) -> Any:
-    """A model as the learner runs it: dropout off, attention by the faster way."""
+    """A float32 model as the learner runs it: dropout off, attention and layers the faster way."""
+    model.eval()
     use_short_attention(model)
-    return model.eval()
+    fuse_layers(model)
+    return model
 
 
 def new_critic(backbone: Any) -> Critic:
@@ -79,7 +82,7 @@ def critic_from_reward_model(path: str | Path, *, trust_remote_code: bool = Fals
         )
     weight_D, bias = _calibrated(model.head, path)
     head = value_head_for(model.backbone, weight_D=weight_D, bias=bias)
-    return Critic(model.backbone, head)
+    return Critic(prepare(model.backbone), head)
 
 
 def _calibrated(head: nn.Linear, path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:

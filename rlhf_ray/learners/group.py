@@ -1,5 +1,7 @@
 """The ranks of a learner group: who I am, and sums over all."""
 
+import ctypes
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,21 @@ def set_up_torch(*, threads: int | None = None, deterministic: bool = True) -> N
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    _keep_freed_memory()
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what tensors freed: returning it costs a page fault for every 4 KiB again.
+
+    Measured: 340,000 faults and a twentieth of the time of one update of a 3.7 M policy.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def leave(groups: Sequence[Group]) -> None:

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from rlhf_ray.config import PPO
 from rlhf_ray.data import schemas
 from rlhf_ray.data.ids import RolloutKey, rollout_id
-from rlhf_ray.learners.build import new_critic
+from rlhf_ray.learners.build import new_critic, prepare
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.actor_critic import Actor, value_head_for
@@ -30,7 +30,7 @@ def tiny_lm(*, seed: int = 0, vocab: int = VOCAB, layers: int = 2) -> Qwen2ForCa
         max_position_embeddings=128,
         tie_word_embeddings=True,
     )
-    return Qwen2ForCausalLM(config).eval()
+    return prepare(Qwen2ForCausalLM(config))
 
 
 def learner(
