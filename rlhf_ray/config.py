@@ -205,7 +205,7 @@ class Rollout:
     """Sample exactly `max_response_tokens` (benchmarks)."""
     max_in_flight: int = 256
     """Responses that a generator works on at a time."""
-    kv_cache_mb: int = 512
+    kv_cache_mb: int = 256
     """Memory of the engine's key-value cache."""
 
 
@@ -213,7 +213,7 @@ class Rollout:
 class PPO:
     __pydantic_config__ = _STRICT
 
-    iterations: int = 20
+    iterations: int = 16
     """Iterations: rollouts, scores, update, publish."""
     prompts: int = 128
     """Prompts of one iteration."""
@@ -225,7 +225,7 @@ class PPO:
     """Optimizer steps of one pass."""
     estimator: Literal["gae", "rloo", "grpo", "reinforce_pp"] = "gae"
     """How advantages are estimated; gae needs a critic, rloo and grpo need `samples` > 1."""
-    critic: Literal["separate", "shared"] = "separate"
+    critic: Literal["separate", "shared"] = "shared"
     """A model of its own, or a value head on the policy's trunk. Only estimators with values have
     one."""
     lr: float = 3e-5
@@ -330,7 +330,7 @@ class Cluster:
 class Checkpoint:
     __pydantic_config__ = _STRICT
 
-    every: int = 5
+    every: int = 4
     """Iterations between checkpoints; the last is always written."""
     keep: int = 2
     """Complete checkpoints that stay."""
@@ -340,7 +340,7 @@ class Checkpoint:
 class Evaluate:
     __pydantic_config__ = _STRICT
 
-    every: int = 5
+    every: int = 4
     """Iterations between evaluations on held-out prompts; the first and last are always made."""
     prompts: int = 64
     """Held-out prompts used, each with a fixed seed."""

@@ -12,7 +12,6 @@ from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.attention import use_short_attention
-from rlhf_ray.models.fused_layers import fuse_layers
 from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.reward_model import RewardModel, read_calibration
 
@@ -57,11 +56,9 @@ def build_learner(
 
 
 def prepare(model: Any) -> Any:
-    """A float32 model as the learner runs it: dropout off, attention and layers the faster way."""
-    model.eval()
+    """A model as the learner runs it: dropout off, attention by the faster way."""
     use_short_attention(model)
-    fuse_layers(model)
-    return model
+    return model.eval()
 
 
 def new_critic(backbone: Any) -> Critic:

@@ -25,6 +25,7 @@ def stream(
         num_gpus=share.gpus,
         num_returns="streaming",
         max_retries=0,
+        max_calls=1,  # its memory goes back before the next phase starts
         runtime_env={"env_vars": torch_environment(threads)},
     )
     try:

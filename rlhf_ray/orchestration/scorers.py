@@ -30,7 +30,8 @@ class ScorerPools:
     ) -> None:
         self._reactor = reactor
         self.calibration: Any = None
-        env = {"env_vars": torch_environment(threads)}
+        # Both kinds score a shard at the same time, so they share the threads.
+        env = {"env_vars": torch_environment(max(1, threads // 2))}
 
         def make(role: type, name: str) -> list[Any]:
             actor = ray.remote(role)
