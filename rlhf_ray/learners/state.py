@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,7 +43,10 @@ def save(
     held = {key: (slice_, x) for key, slice_, x in _tensors(optimizers)}
     stem = f"rank-{group.rank:05d}"
     data = directory / f"{stem}.safetensors"
-    save_file({key: x.cpu().contiguous() for key, (_, x) in held.items()}, data)
+    try:
+        save_file({key: x.cpu().contiguous() for key, (_, x) in held.items()}, data)
+    except SafetensorError as error:  # its own class, also where the disk is full
+        raise OSError(f"{data}: {error}") from error
     index = {
         "file": data.name,
         "xxh3": _checksum(data),

@@ -14,6 +14,7 @@ from rlhf_ray.orchestration.placement import Share, reserve, within
 from rlhf_ray.orchestration.pool import Published
 from rlhf_ray.orchestration.reactor import Reactor
 
+ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
 CALL_TIMEOUT = 600.0  # seconds for what is short: publish, save, load
 
 
@@ -116,3 +117,16 @@ class LearnerGroup:
             return self._reactor.results(refs, who="learner", what=what, timeout=timeout)
         except (RayActorError, TimeoutError) as error:
             raise LearnersLost(f"the learner group was lost in `{what}`: {error}") from error
+        except RuntimeError as error:
+            if self._all_alive():
+                raise
+            raise LearnersLost(f"a rank was lost in `{what}`: {error}") from error
+
+    def _all_alive(self) -> bool:
+        """Whether every rank answers: of a dead one the others may hear first, by a broken line."""
+        calls = [actor.address.remote() for actor in self._actors]
+        try:
+            self._reactor.results(calls, who="learner", what="answer", timeout=ANSWER_TIMEOUT)
+        except (RayActorError, TimeoutError):
+            return False
+        return True

@@ -32,9 +32,7 @@ class _Progress:
 
     opened: float
     committed: float | None = None
-    rows: int = 0
-    tokens: int = 0
-    shards: list[tuple[Any, ...]] = field(default_factory=list)
+    metas: dict[int, ShardMeta] = field(default_factory=dict)  # by shard: one may be done again
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +95,7 @@ class RolloutService:
     def on_commit(self, lease: Lease, table: Any, meta: ShardMeta) -> None:
         """A shard is committed: have it scored while others are still being generated."""
         progress = self._progress[lease.batch]
-        progress.rows += meta.rows
-        progress.tokens += meta.tokens
+        progress.metas[lease.shard] = meta
         progress.committed = self._reactor.clock()
         self._scorers.score(
             table,
@@ -140,8 +137,8 @@ class RolloutService:
         return Batch(
             key=key,
             shards=[shard.scores for shard in self._ledger.consume(key)],
-            rows=progress.rows,
-            tokens=progress.tokens,
+            rows=sum(meta.rows for meta in progress.metas.values()),
+            tokens=sum(meta.tokens for meta in progress.metas.values()),
             generate_seconds=(progress.committed or began) - max(progress.opened, 0.0),
             wait_seconds=self._reactor.clock() - began,
         )
