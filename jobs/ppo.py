@@ -15,7 +15,9 @@ from rlhf_ray.training.pipeline import read_run, run
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how `ray job stop` asks
+    # Ctrl-C, also where a shell started this in the background; SIGTERM is how `ray job stop` asks.
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.default_int_handler)
     command = cli.parse(sys.argv[1:], prog="jobs/ppo.py", description=__doc__ or "")
     if command.resume and command.recipe is None:  # what the run began with; flags override it
         base = read_run(command.config.dir)

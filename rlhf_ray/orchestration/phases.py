@@ -19,13 +19,13 @@ def stream(
 
     Raises what the phase raised.
     """
-    task = ray.remote(phase).options(
+    # One call a worker: its memory goes back before the next phase starts.
+    task = ray.remote(max_calls=1)(phase).options(
         name=name,
         num_cpus=share.cpus,
         num_gpus=share.gpus,
         num_returns="streaming",
         max_retries=0,
-        max_calls=1,  # its memory goes back before the next phase starts
         runtime_env={"env_vars": torch_environment(threads)},
     )
     try:

@@ -28,8 +28,7 @@ def use_token() -> None:
     once, at import, hence the private call.
     """
     at_hand = "RAY_AUTH_TOKEN" in os.environ or TOKEN.is_file()
-    if at_hand and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    if at_hand and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         ray._raylet.Config.initialize("")
 
 

@@ -63,7 +63,7 @@ def run_ppo(
     cluster = _cluster(config, plan, start, prompts, console.note)
     try:
         cluster.start(cluster.checkpoints.latest() if start.resume else None)
-        log.rewind("ppo", cluster.step)
+        log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
             record = Record(config, cluster, log, line)
             record.prepare()

@@ -41,7 +41,7 @@ def test_a_broken_line_is_named_with_its_number(tmp_path: Path, ray_address: str
     bad = tmp_path / "texts.jsonl"
     bad.write_text('{"text": "good"}\n{"text": "bad\n', encoding="utf-8")
     flags = (f"--run.root={tmp_path}", f"--data.texts={bad}", "--sft.epochs=1")
-    refused(job("sft", *flags), "texts.jsonl", "line 2")
+    refused(job("sft", *flags), "texts.jsonl:2", "broken JSON")
 
 
 def test_an_empty_dataset_is_refused(new_run: Make, tmp_path: Path):

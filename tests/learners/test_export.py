@@ -14,7 +14,7 @@ from rlhf_ray.models.tiny import make_tokenizer
 from tests.learners.ranks import CPU, Ranks
 from tests.learners.toys import learner, table, tiny_lm
 
-SETTINGS = PPO(prompts=8, epochs=1, minibatches=2, lr=1e-3, critic_lr=1e-3)
+SETTINGS = PPO(prompts=8, epochs=1, minibatches=2, lr=1e-3, critic_lr=1e-3, critic="separate")
 SEQUENCES = ((1, 2, 3, 4, 5), (9, 8, 7))
 
 

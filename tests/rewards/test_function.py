@@ -289,7 +289,8 @@ def test_close_leaves_no_process(make) -> None:
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 from rlhf_ray.rewards.function import FunctionReward
 from rlhf_ray.rewards.protocol import Responses
 reward = FunctionReward("user_rewards:faulty", processes=3, timeout_s=1000)

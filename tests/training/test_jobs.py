@@ -22,7 +22,7 @@ def job(name: str, *args: str) -> int:
     return ended.value.code
 
 
-def test_sft_then_rm(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_sft_then_rm(ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = write_lists(tmp_path / "lists.tsv", 40)
     run = (f"--run.root={tmp_path}", "--run.name=small")
     assert job("sft.py", *run, *SMALL, f"--data.texts={data}") == 0
