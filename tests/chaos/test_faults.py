@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_exact import fingerprint
-from tests.running.jobs import TINY, processes_of, rows, start, succeed, summary, wait_for
+from tests.running.jobs import (
+    STEPS,
+    TINY,
+    fingerprint,
+    processes_of,
+    rows,
+    start,
+    summary,
+    wait_for,
+)
 
-STEPS = 5
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 FAST = ("--cluster.heartbeat-timeout-s=6",)
 
@@ -29,17 +36,6 @@ def reached(run: Path, step: int) -> Callable[[], bool]:
     return lambda: (
         any(row["step"] >= step for row in rows(run)) if (run / "metrics.jsonl").exists() else False
     )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The final weights of a run that nothing happens to."""
-    root = tmp_path_factory.mktemp("calm")
-    (root / "calm").mkdir()
-    for part in ("sft", "reward"):
-        (root / "calm" / part).symlink_to(base / part)
-    succeed("ppo", f"--run.root={root}", "--run.name=calm", *TINY, f"--ppo.iterations={STEPS}")
-    return fingerprint(root / "calm")
 
 
 def finish(driver, run: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running.jobs import TINY, succeed
+from tests.running.jobs import STEPS, TINY, fingerprint, succeed
 
 PORT = 26379
 
@@ -69,3 +69,15 @@ def new_run(base: Path, tmp_path: Path) -> Callable[[str], tuple[Path, tuple[str
         return directory, (f"--run.root={tmp_path}", f"--run.name={name}")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Fingerprint of the final weights of a tiny run that nothing happens to."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "whole").mkdir()
+    for part in ("sft", "reward"):
+        (root / "whole" / part).symlink_to(base / part)
+    place = (f"--run.root={root}", "--run.name=whole")
+    succeed("ppo", *place, *TINY, f"--ppo.iterations={STEPS}")
+    return fingerprint(root / "whole")

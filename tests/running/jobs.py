@@ -1,5 +1,6 @@
 """Running the project's jobs as a user does: in processes of their own."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -23,6 +24,9 @@ TINY = (
     *("--data.max-prompt-tokens=48", "--evaluate.prompts=8", "--evaluate.every=1000"),
     "--checkpoint.every=1",
 )
+
+
+STEPS = 4  # iterations of a tiny run whose end is compared with another's
 
 
 @dataclass
@@ -81,6 +85,11 @@ def wait_for(what: Callable[[], Any], *, seconds: float = 150, why: str = "") ->
 def summary(run: Path) -> dict[str, Any]:
     """A run's summary.json."""
     return json.loads((run / "summary.json").read_text())
+
+
+def fingerprint(run: Path) -> str:
+    """Of a run's final weights."""
+    return hashlib.sha256((run / "policy" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def rows(run: Path, phase: str = "ppo") -> list[dict[str, Any]]:
