@@ -42,6 +42,7 @@ class Record:
         self._latest: Evaluation | None = None
         self._pending: dict[str, float] = {}
         self._checkpoint_seconds = 0.0
+        self._reported = 0
         self.phase_seconds: dict[str, float] = {}
         self.samples_per_s: list[float] = []
 
@@ -63,7 +64,9 @@ class Record:
     # What the loop calls
 
     def begin(self, step: int) -> None:
-        """A step begins."""
+        """A step begins; of those after it, done before a return to a checkpoint, nothing stays."""
+        if step < self._reported:
+            self._log.rewind("ppo", step)
         self._began = self._mark = time.monotonic()
         self._pending, self._seconds = {}, {}
 
@@ -112,6 +115,7 @@ class Record:
                 self.phase_seconds[name[5:]] = self.phase_seconds.get(name[5:], 0.0) + seconds
         self.samples_per_s.append(row["samples_per_s"])
         self._log.write("ppo", step + 1, row)
+        self._reported = step + 1
         if (step + 1) % self._config.evaluate.every == 0:
             rows = self._cluster.describe(batch.shards, SAMPLES_KEPT)
             _keep_samples(self._config.dir, step + 1, rows, self._calibration, split="step")

@@ -10,8 +10,8 @@ import pytest
 from tests.running.jobs import (
     STEPS,
     TINY,
+    actor_processes,
     fingerprint,
-    processes_of,
     rows,
     start,
     summary,
@@ -22,14 +22,11 @@ Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 FAST = ("--cluster.heartbeat-timeout-s=6",)
 
 
-def strike(run: str, role: str, how: signal.Signals) -> int:
+def strike(role: str, how: signal.Signals) -> int:
     """Send a signal to the first living process of a role; its pid."""
-    process = wait_for(
-        lambda: next((p for p in processes_of(run) if f"{run}-{role}" in p.cmdline()[0]), None),
-        why=f"no {role} is alive",
-    )
-    os.kill(process.pid, how)
-    return process.pid
+    found = wait_for(lambda: actor_processes(role), seconds=60, why=f"no {role} is alive")
+    os.kill(found[0].pid, how)
+    return found[0].pid
 
 
 def reached(run: Path, step: int) -> Callable[[], bool]:
@@ -45,15 +42,15 @@ def finish(driver, run: Path) -> None:
     assert counts["committed"] == counts["consumed"] == STEPS * 16
     assert counts["duplicated"] == 0
     assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))
-    wait_for(lambda: not processes_of(run.name), seconds=30, why="an actor outlives the run")
+    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
 
 
 def test_generator_scorer_and_learner_killed_in_one_run(undisturbed: str, new_run: Make):
     run, place = new_run("struck")
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
-    for step, role in ((1, "generator"), (2, "reward"), (3, "learner")):
+    for step, role in ((2, "generator"), (6, "reward"), (10, "learner")):
         wait_for(reached(run, step), why=(run / "log").read_text())
-        strike("struck", role, signal.SIGKILL)
+        strike(role, signal.SIGKILL)
     finish(driver, run)
     assert fingerprint(run) == undisturbed
     log = (run / "log").read_text()
@@ -67,7 +64,7 @@ def test_killed(undisturbed: str, new_run: Make, role: str):
     run, place = new_run(f"killed-{role}")
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
     wait_for(reached(run, 2), why=(run / "log").read_text())
-    strike(run.name, role, signal.SIGKILL)
+    strike(role, signal.SIGKILL)
     finish(driver, run)
     assert fingerprint(run) == undisturbed
 
@@ -75,9 +72,9 @@ def test_killed(undisturbed: str, new_run: Make, role: str):
 def test_a_wedged_generator_is_replaced(undisturbed: str, new_run: Make):
     run, place = new_run("wedged")
     driver = start("ppo", *place, *TINY, *FAST, f"--ppo.iterations={STEPS}", log=run / "log")
-    wait_for(reached(run, 1), why=(run / "log").read_text())
-    stopped = strike("wedged", "generator", signal.SIGSTOP)
+    wait_for(reached(run, 2), why=(run / "log").read_text())
+    stopped = strike("generator", signal.SIGSTOP)
     finish(driver, run)
     assert fingerprint(run) == undisturbed
-    assert stopped not in [p.pid for p in processes_of("wedged")]
+    assert stopped not in [p.pid for p in actor_processes()]
     assert "silent for" in (run / "log").read_text()

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.observe.keys import row_of
-from tests.running.jobs import TINY, processes_of, rows, succeed, summary
+from tests.running.jobs import TINY, actor_processes, rows, succeed, summary, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_it_leaves_a_whole_run_and_no_process(finished):
         "policy/config.json",
     ):
         assert (run / name).exists(), name
-    assert not processes_of("demo")
+    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
 
 
 def test_the_summary_has_what_people_compare(finished):

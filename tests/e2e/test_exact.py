@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.running.jobs import (
     STEPS,
     TINY,
+    actor_processes,
     fingerprint,
-    processes_of,
     rows,
     start,
     succeed,
@@ -40,7 +40,7 @@ def test_killed_at_a_random_moment_and_resumed_is_the_whole(undisturbed: str, ne
     time.sleep(random.Random(seed).uniform(0.0, 2.0))
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not processes_of("killed"), seconds=30, why="actors outlive their driver")
+    wait_for(lambda: not actor_processes(), seconds=30, why="actors outlive their driver")
     succeed("ppo", *place, "--resume")
     assert fingerprint(run) == undisturbed
     counts = summary(run)["rollouts"]

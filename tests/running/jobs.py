@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ TINY = (
 )
 
 
-STEPS = 4  # iterations of a tiny run whose end is compared with another's
+STEPS = 24  # iterations of a tiny run, about 10 s: time enough to strike it
 
 
 @dataclass
@@ -98,11 +99,14 @@ def rows(run: Path, phase: str = "ppo") -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["phase"] == phase]
 
 
-def processes_of(run: str) -> list[psutil.Process]:
-    """Living processes of this run's actors: Ray titles them by name, `ray::<run>-…`."""
+def actor_processes(role: str = "") -> list[psutil.Process]:
+    """Living processes of the actors of a role, or of all: Ray titles them `ray::<class>…`.
+
+    Only one run is alive at a time on the tests' Ray.
+    """
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         title = " ".join(process.info["cmdline"] or ())
-        if title.startswith("ray::") and f"{run}-" in title:
+        if re.match(rf"ray::{role.title()}\w*Actor", title):
             found.append(process)
     return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
