@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.observe.keys import row_of
-from tests.running.jobs import TINY, actor_processes, rows, succeed, summary, wait_for
+from tests.running.jobs import TINY, actor_processes, job, rows, succeed, summary, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,6 @@ def test_the_console_shows_progress_and_the_end(finished):
 
 
 def test_a_second_start_does_not_overwrite(finished):
-    from tests.running.jobs import job
-
     run, _ = finished
     before = (run / "summary.json").read_text()
     done = job("ppo", f"--run.root={run.parent}", *TINY)
