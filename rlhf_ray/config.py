@@ -23,8 +23,7 @@ class Run:
     name: str = "demo"
     """Name of the run: its directory below `root`, and of its control actor `rlhf-<name>`."""
     root: str = "runs"
-    """Where run directories live. On a cluster: an absolute path on storage that every node sees.
-    Where run directories live. On a cluster: an absolute path on storage that every node sees."""
+    """Where run directories live; on a cluster an absolute path on storage that every node sees."""
     seed: int = 0
     """Decides everything random: data order, initial weights, every rollout's own sampling seed."""
     overwrite: bool = False
@@ -48,6 +47,8 @@ class Data:
     preferences: str | None = None
     """Ranked lists for the reward model: .tsv (best first) or .jsonl; see docs/data.md for every
     format."""
+    heldout_preferences: str | None = None
+    """Ranked lists for evaluation. None: `heldout_fraction` of `preferences` is set apart."""
     prompt_column: str = "prompt"
     """Column that holds the prompt in .jsonl, .parquet and datasets."""
     text_column: str = "text"
@@ -59,8 +60,8 @@ class Data:
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """A bad row ends the run with file, line and fault, or is skipped and counted in the summary.
-    A bad row ends the run with file, line and fault, or is skipped and counted in the summary."""
+    """A bad row ends the run with file, line and fault, or is skipped, and counted in the
+    summary."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,59 @@ class SFT:
 
 
 @dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters beside frozen weights (Hu et al. 2021); rank 0 trains all weights."""
+
+    __pydantic_config__ = _STRICT
+
+    rank: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float = 16.0
+    """Their output is scaled by alpha / rank."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the backbone train: none, all, or those of the layers with adapters."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as q_proj v_proj. Empty: all of them."""
+    dropout: float = 0.0
+    """Dropout before the adapters."""
+    save: Literal["merged", "adapter"] = "merged"
+    """Write whole weights, or the adapters alone with the path of their base."""
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """A contrastive loss on two views of the features (Wang et al. 2024, section 3.1)."""
+
+    __pydantic_config__ = _STRICT
+
+    method: Literal["none", "simcse", "swav"] = "none"
+    """simcse: recognise one's other view; swav: predict its cluster."""
+    on: Literal["pairs", "differences"] = "pairs"
+    """Features of both texts of a pair, or their difference."""
+    weight: float | None = None
+    """β, the weight of this loss. None: the paper's: 1 for simcse, .1 and .5 for swav."""
+    prototypes: int | None = None
+    """Clusters of swav. None: the paper's, 50 on pairs and 20 on differences."""
+    dropout: float = 0.05
+    """Dropout on the features, drawn anew for each view."""
+
+
+@dataclass(frozen=True)
+class MetaRM:
+    """Keep telling responses of a moved policy apart (Wang et al. 2024, algorithm 1)."""
+
+    __pydantic_config__ = _STRICT
+
+    samples: str | None = None
+    """Responses of the policy as it is now: .jsonl rows of `prompt` and `responses` (two at least),
+    as jobs/sample.py writes them. None: plain training."""
+    eta: float = 0.01
+    """η, the step up the difference objective before the ranking gradient is taken."""
+    prompts: int = 8
+    """Prompts of these samples in one optimizer step."""
+
+
+@dataclass(frozen=True)
 class RM:
     __pydantic_config__ = _STRICT
 
@@ -121,29 +175,91 @@ class RM:
     CLS."""
     reduction: Literal["list", "pair"] = "list"
     """Average the loss by list (InstructGPT: a prompt is one element), or over all pairs."""
+    form: Literal["logsigmoid", "logexp", "sigmoid"] = "logsigmoid"
+    """Loss of a score gap: −log σ, the same as log(1 + exp(−gap)), or −σ (for comparison only)."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong."""
+    margin: float = 0.0
+    """Gap that is asked of every pair, beside the one that a row may bring (adaptive margin)."""
+    lm_coef: float = 0.0
+    """Weight of the language model loss on the best response of each list; decoders only."""
+    centring: float = 0.0
+    """Weight of the penalty (mean score of a list)², which keeps scores around 0."""
+    members: int = 1
+    """Reward models of an ensemble, trained side by side with seeds of their own."""
     base: str | None = None
     """Backbone, by path or name. None: the SFT model of this run."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
+    leaks: Literal["drop", "fail", "allow"] = "drop"
+    """Training lists that share a text or a first turn with `data.heldout_preferences` are dropped
+    and counted, end the run, or stay."""
+    lora: LoRA = LoRA()
+    contrastive: Contrastive = Contrastive()
+    meta: MetaRM = MetaRM()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"rm.label_smoothing is {self.label_smoothing}; from .5 on a label would say the "
+                f"opposite: give 0 to .5 (usual: .1)"
+            )
+        if self.lm_coef and self.pooling in ("pooler", "cls"):
+            raise ValueError("rm.lm_coef needs a decoder, and rm.pooling is an encoder's")
+        if self.meta.samples and self.contrastive.method != "none":
+            raise ValueError(
+                "rm.meta.samples and rm.contrastive.method are two remedies that are not combined: "
+                "leave one out"
+            )
+        if self.members < 1:
+            raise ValueError(f"rm.members is {self.members}; an ensemble has at least 1")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How jobs/preferences.py measures preference strength (Wang et al. 2024, section 2)."""
+
+    __pydantic_config__ = _STRICT
+
+    models: int = 10
+    """Reward models, each with its own seed: data order and first head."""
+    scheme: Literal["once", "crossed"] = "once"
+    """once: each model sees all pairs `rm.epochs` times, then judges them. crossed: it judges those
+    that it did not see."""
+    folds: int = 2
+    """Crossed: parts of the data; a model trains on all but one. `models` is a multiple of it."""
+
+    def __post_init__(self) -> None:
+        if self.models < 2:
+            raise ValueError(f"strength.models is {self.models}; a deviation needs at least 2")
+        if self.scheme == "crossed" and (self.folds < 2 or self.models % self.folds):
+            raise ValueError(
+                f"strength.models {self.models} is no multiple of strength.folds {self.folds}: "
+                f"each fold is left out by equally many models (at least 2 folds)"
+            )
 
 
 @dataclass(frozen=True)
 class RewardSource:
-    """One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given.
-    One thing that scores a response. Exactly one of `model`, `classifier`, `function` is given."""
+    """One thing that scores a response: exactly one of `model`, `classifier`, `function`."""
 
     __pydantic_config__ = _STRICT
 
     model: str | None = None
-    """Directory of a reward model trained here."""
+    """Directory of a reward model trained here, or of an ensemble of them."""
     classifier: str | None = None
     """Any AutoModelForSequenceClassification, by path or name."""
     function: str | None = None
-    """A Python function `module:function`: lists of prompts and responses in, list of scores out.
-    A Python function `module:function`: lists of prompts and responses in, list of scores out."""
+    """A Python function `module:function`: lists of prompts and responses in, a list of scores
+    out."""
+    combine: Literal["mean", "min", "cautious"] = "mean"
+    """Ensemble of reward models: the mean of their calibrated scores, the smallest, or the mean
+    less `caution` deviations."""
+    caution: float = 1.0
+    """λ of `combine: cautious`."""
     label: int | None = None
-    """Classifier: the class whose log-odds are the score. None: the only logit, or the last class.
-    Classifier: the class whose log-odds are the score. None: the only logit, or the last class."""
+    """Classifier: the class whose log-odds are the score. None: the only logit, or the last
+    class."""
     weight: float = 1.0
     """Factor of this score in the sum."""
     timeout_s: float = 60.0
@@ -357,6 +473,7 @@ class Config:
     model: Model = Model()
     sft: SFT = SFT()
     rm: RM = RM()
+    strength: Strength = Strength()
     reward: Reward = Reward()
     rollout: Rollout = Rollout()
     ppo: PPO = PPO()

@@ -22,7 +22,7 @@ from rlhf_ray.algos.checks import (
     divide,
     widen,
 )
-from rlhf_ray.algos.ranked_pairs import check_ranks, ranked_pairs
+from rlhf_ray.algos.ranked_pairs import Pairs, check_ranks, ranked_pairs
 from rlhf_ray.algos.ranking_metrics import (
     exact_order,
     expected_calibration_error,
@@ -34,6 +34,7 @@ from rlhf_ray.algos.ranking_metrics import (
 
 __all__ = [
     "FORMS",
+    "comparison_loss",
     "count_ranked_terms",
     "exact_order",
     "expected_calibration_error",
@@ -62,6 +63,7 @@ def pairwise_loss(
     margin: float | Tensor = 0.0,
     label_smoothing: float = 0.0,
     target: float | Tensor | None = None,
+    form: str = "logsigmoid",
 ) -> Tensor:
     """Loss of each pair under Bradley and Terry's model (Wang et al. 2024, section 2).
 
@@ -76,17 +78,20 @@ def pairwise_loss(
         margin: a number, or one a pair.
         label_smoothing: α, the probability that a label is wrong, in [0, 1].
         target: q, the probability that chosen is better, in [0, 1]; a number, or one a pair.
+        form: what stands for −log σ: a key of FORMS.
 
     Returns: loss_P [P] in the compute dtype.
-    Raises: ValueError when both α and q are given, or one is out of range; for another shape or
-        dtype.
+    Raises: ValueError when both α and q are given, or one is out of range; for an unknown form,
+        another shape or dtype.
     """
+    check_choice("form", form, FORMS)
+    loss = FORMS[form]
     chosen_P, rejected_P = widen(chosen_P=chosen_P, rejected_P=rejected_P)
     check_rank(1, chosen_P=chosen_P)
     check_range(0, 1, label_smoothing=label_smoothing)
     gap_P = chosen_P - rejected_P - _per_pair("margin", margin, chosen_P)
     if target is None and label_smoothing == 0:
-        return -F.logsigmoid(gap_P)
+        return loss(gap_P)
     if target is None:
         target_P = chosen_P.new_tensor(1 - label_smoothing)
     elif label_smoothing == 0:
@@ -98,7 +103,50 @@ def pairwise_loss(
         )
     if not bool(((target_P >= 0) & (target_P <= 1)).all()):
         raise ValueError("target lies outside [0, 1]; it is the probability that chosen is better")
-    return -target_P * F.logsigmoid(gap_P) - (1 - target_P) * F.logsigmoid(-gap_P)
+    return target_P * loss(gap_P) + (1 - target_P) * loss(-gap_P)
+
+
+def comparison_loss(
+    scores_N: Tensor,
+    pairs: Pairs,
+    *,
+    reduction: str = "list",
+    form: str = "logsigmoid",
+    margin: float | Tensor = 0.0,
+    label_smoothing: float = 0.0,
+    target: float | Tensor | None = None,
+    denominator: Denominator = None,
+) -> Tensor:
+    """Mean of `pairwise_loss` over pairs of completions (Ouyang et al. 2022, eq. 1).
+
+    "list": Σ_l (1/|pairs_l|)·Σ_{pairs of l} loss / denominator, by default the number of lists with
+    a pair, so that a prompt is one element however many completions it has;
+    "pair": Σ_{all pairs} loss / denominator, by default the number of pairs.
+    When there is no pair at all the loss is 0.
+
+    Args:
+        scores_N: floating point [N].
+        pairs: which are compared, the better one as `first`.
+        reduction: "list" or "pair".
+        form, margin, label_smoothing, target: as in `pairwise_loss`.
+        denominator: for the whole step, summed over its micro-batches.
+
+    Returns: a scalar in the compute dtype.
+    Raises: ValueError for an unknown reduction, and as `pairwise_loss` does.
+    """
+    check_choice("reduction", reduction, ("list", "pair"))
+    loss_P = pairwise_loss(
+        scores_N[pairs.first_P],
+        scores_N[pairs.second_P],
+        margin=margin,
+        label_smoothing=label_smoothing,
+        target=target,
+        form=form,
+    )
+    count_L = pairs.count_L()
+    if reduction == "pair":
+        return divide(loss_P.sum(), denominator, count_L.sum())
+    return divide((loss_P / count_L[pairs.list_P]).sum(), denominator, (count_L > 0).sum())
 
 
 def ranked_list_loss(
@@ -110,11 +158,8 @@ def ranked_list_loss(
     form: str = "logsigmoid",
     denominator: Denominator = None,
 ) -> Tensor:
-    """Mean of −log σ(s_better − s_worse) over ranked lists (Ouyang et al. 2022, eq. 1).
+    """`comparison_loss` over all pairs of unequal rank of ranked lists: −log σ(s_better − s_worse).
 
-    "list": Σ_l (1/|pairs_l|)·Σ_{pairs of l} loss / denominator, by default the number of lists with
-    a pair, so that a prompt is one element however many completions it has;
-    "pair": Σ_{all pairs} loss / denominator, by default the number of pairs.
     Pairs of equal rank are dropped, and a list left without a pair counts nowhere; when no pair is
     left at all the loss is 0.
 
@@ -135,13 +180,8 @@ def ranked_list_loss(
     check_floating(scores_N=scores_N)
     check_ranks(list_ids_N, ranks_N)
     check_same_shape(scores_N=scores_N, list_ids_N=list_ids_N)
-    scores_N = scores_N.to(compute_dtype(scores_N))
     pairs = ranked_pairs(list_ids_N, ranks_N)
-    loss_P = FORMS[form](scores_N[pairs.first_P] - scores_N[pairs.second_P])
-    count_L = pairs.count_L()
-    if reduction == "pair":
-        return divide(loss_P.sum(), denominator, count_L.sum())
-    return divide((loss_P / count_L[pairs.list_P]).sum(), denominator, (count_L > 0).sum())
+    return comparison_loss(scores_N, pairs, reduction=reduction, form=form, denominator=denominator)
 
 
 def count_ranked_terms(
