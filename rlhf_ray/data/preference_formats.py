@@ -5,11 +5,12 @@ To add a format: write a function from a row to `Parsed` and give it a row in FO
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_ray.data.chat import Messages, as_message, as_messages, transcript
 from rlhf_ray.data.escapes import unescape
+from rlhf_ray.data.ranked_list import Comparison
 from rlhf_ray.data.rows import RowFault, filled_text_of, text_of
 
 BEST_FIRST = (1, 2)
@@ -32,6 +33,7 @@ class Parsed:
     turns: Messages = ()
     annotator: str | None = None
     time: str | None = None
+    pairs: tuple[Comparison, ...] = ()
 
     @property
     def group(self) -> str:
@@ -60,9 +62,44 @@ def parse_row(row: Mapping[str, Any]) -> Parsed:
     """The list of a row with named columns; RowFault where no format fits or the row is bad."""
     for form in FORMATS.values():
         if all(row.get(key) is not None for key in form.keys):
-            return form.parse(row)
+            return _with_pairs(form.parse(row), row)
     known = "; ".join(f"{name}: {', '.join(sorted(form.keys))}" for name, form in FORMATS.items())
     raise RowFault(f"the columns {sorted(map(str, row))} fit no format of ranked lists ({known})")
+
+
+def _with_pairs(parsed: Parsed, row: Mapping[str, Any]) -> Parsed:
+    """`parsed` with the comparisons that `pairs` lists, or with the `margin` of a pair."""
+    listed = row.get("pairs")
+    if listed is None and row.get("margin") is None:
+        return parsed
+    if listed is None:
+        if sorted(parsed.ranks) != [1, 2]:
+            raise RowFault("'margin' is of a pair, and this list is none: give 'pairs'")
+        best, worst = parsed.ranks.index(1), parsed.ranks.index(2)
+        listed = [{"better": best, "worse": worst, "margin": row["margin"]}]
+    if not isinstance(listed, list) or not listed or not all(map(_is_object, listed)):
+        raise RowFault("'pairs' is a list of objects with better and worse")
+    return replace(parsed, pairs=tuple(_comparison(one, len(parsed.responses)) for one in listed))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _comparison(value: Mapping[str, Any], responses: int) -> Comparison:
+    places = value.get("better"), value.get("worse")
+    if not all(type(place) is int and 0 <= place < responses for place in places):
+        raise RowFault(
+            f"better {places[0]!r:.40} and worse {places[1]!r:.40} of a pair are places among its "
+            f"{responses} responses, counted from 0"
+        )
+    numbers = value.get("margin", 0.0), value.get("target", 1.0)
+    if not all(type(number) in (int, float) for number in numbers):
+        raise RowFault(f"margin {numbers[0]!r:.40} and target {numbers[1]!r:.40} are numbers")
+    try:
+        return Comparison(*places, *map(float, numbers))
+    except (ValueError, OverflowError) as error:
+        raise RowFault(str(error)) from None
 
 
 def _ranked(row: Mapping[str, Any]) -> Parsed:
@@ -141,9 +178,11 @@ def _conversation(context: Messages, chosen: Messages, rejected: Messages) -> Pa
 
 
 def _prompt_of(value: Any) -> tuple[str, Messages]:
-    """Prompt and its turns, of a text or of messages."""
+    """Prompt and its turns, of messages or of a text, which may be a transcript up to an answer."""
     if value is None or isinstance(value, str):
-        return text_of(value or "", "'prompt'"), ()
+        text = text_of(value or "", "'prompt'")
+        answers = [found for found in ANSWERER.finditer(text) if found.end() == len(text)]
+        return text, turns_of(text[: answers[0].start()]) if answers else ()
     messages = as_messages(value)
     return transcript(messages) + "\n\nassistant:", _chat_roles(messages)
 

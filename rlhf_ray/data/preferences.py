@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,11 +15,12 @@ from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.preference_formats import Parsed, parse_cells, parse_row
 from rlhf_ray.data.preference_split import leaks, split_lists
 from rlhf_ray.data.ranked_list import PreferenceSet, RankedList, has_pair
-from rlhf_ray.data.rows import BadRows, OnBadRow, Row, RowFault, read_rows
+from rlhf_ray.data.rows import SUFFIXES, BadRows, OnBadRow, Row, RowFault, read_rows
 
 __all__ = [
     "PreferenceSet",
     "RankedList",
+    "absolute_parts",
     "leaks",
     "load_lists",
     "split_lists",
@@ -56,12 +58,13 @@ def load_lists(
 
 
 def write_tsv(path: str | Path, lists: Iterable[RankedList]) -> None:
-    """One list a line, best first. ValueError for what the form cannot hold: a prompt or a tie."""
+    """One list a line, best first. ValueError for what it cannot hold: a prompt, a tie, `pairs`."""
     lines = []
     for one in lists:
-        if one.prompt or len(set(one.ranks)) < len(one.ranks):
+        if one.prompt or one.pairs or len(set(one.ranks)) < len(one.ranks):
             raise ValueError(
-                f"{one.source}:{one.line} has a prompt or a tie, which .tsv cannot hold: use .jsonl"
+                f"{one.source}:{one.line} has a prompt, a tie or pairs, which .tsv cannot hold: "
+                f"use .jsonl"
             )
         best_first = sorted(zip(one.ranks, one.responses, strict=True))
         lines.append("\t".join(escape(text) for _, text in best_first))
@@ -69,14 +72,34 @@ def write_tsv(path: str | Path, lists: Iterable[RankedList]) -> None:
 
 
 def write_jsonl(path: str | Path, lists: Iterable[RankedList]) -> None:
-    """One list a line as `{prompt, responses, ranks}`, with annotator and time where known."""
+    """One list a line as `{prompt, responses, ranks}`, with pairs, annotator and time if any."""
     lines = []
     for one in lists:
-        row = {"prompt": one.prompt, "responses": one.responses, "ranks": one.ranks}
+        row: dict[str, Any] = {"prompt": one.prompt, "responses": one.responses, "ranks": one.ranks}
+        if one.pairs:
+            row["pairs"] = [asdict(pair) for pair in one.pairs]
         notes = {"annotator": one.annotator, "time": one.time}
         row |= {key: value for key, value in notes.items() if value is not None}
         lines.append(json.dumps(row, ensure_ascii=False))
     _write(path, lines)
+
+
+def absolute_parts(path: str) -> str:
+    """A path or mixture with its files and directories from the root; names stay as they are.
+
+    Raises ValueError for a file that is not there.
+    """
+    parts = _parts(path)
+    named = []
+    for name, weight in parts:
+        if Path(name).exists():
+            name = str(Path(name).absolute())
+        elif Path(name).suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
+            raise ValueError(f"{name}: there is no such file or directory")
+        named.append((name, weight))
+    if len(named) == 1 and named[0][1] == 1:
+        return named[0][0]
+    return ",".join(f"{name}={weight:g}" for name, weight in named)
 
 
 def _write(path: str | Path, lines: list[str]) -> None:
@@ -115,6 +138,7 @@ def _list(parsed: Parsed, row: Row) -> RankedList:
         annotator=parsed.annotator,
         time=parsed.time,
         group=parsed.group,
+        pairs=parsed.pairs,
     )
 
 

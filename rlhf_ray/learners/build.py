@@ -71,7 +71,7 @@ def critic_from_reward_model(path: str | Path, *, trust_remote_code: bool = Fals
 
     Raises ValueError where its backbone is an encoder, which sees what comes after.
     """
-    model = RewardModel.from_pretrained(path, trust_remote_code=trust_remote_code)
+    model = RewardModel.from_pretrained(path, merge=True, trust_remote_code=trust_remote_code)
     if not model.is_causal:
         raise ValueError(
             f"the reward model at {path} has an encoder, which cannot give a value at each token: "

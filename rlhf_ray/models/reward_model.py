@@ -1,13 +1,13 @@
 """A scalar head on a decoder or an encoder: text in, one score out.
 
-B rows, T positions, D features.
+B rows, T positions, D features, N texts.
 """
 
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,11 +21,18 @@ from transformers import (
 )
 
 from rlhf_ray.models.attention import use_short_attention
-from rlhf_ray.models.loading import cast_parameters, load_config, source_options
+from rlhf_ray.models.loading import (
+    cast_parameters,
+    load_causal_lm,
+    load_config,
+    source_options,
+)
+from rlhf_ray.models.lora import add_lora, has_adapter, load_adapter, merged
 
 Pooling = Literal["last", "mean", "pooler", "cls"]
 HEAD_FILE, SETTINGS_FILE = "head.safetensors", "reward_model.json"
 CALIBRATION_FILE = "calibration.json"
+ADAPTER_DIR = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,15 @@ class Calibration:
     def __call__(self, scores_B: Tensor) -> Tensor:
         """(scores − mean) / std: deviations from what the reference policy writes."""
         return (scores_B - self.mean) / self.std
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One forward pass: pooled features, and what they were pooled from, at the left edge."""
+
+    features_BD: Tensor
+    hidden_BTD: Tensor
+    input_ids_BT: Tensor
 
 
 class RewardModel(nn.Module):
@@ -68,6 +84,7 @@ class RewardModel(nn.Module):
         with torch.no_grad():
             self.head.weight.normal_(0.0, (features + 1) ** -0.5, generator=generator)
             self.head.bias.zero_()
+        self.lm_head: nn.Module | None = None
         use_short_attention(backbone)
 
     @classmethod
@@ -77,10 +94,25 @@ class RewardModel(nn.Module):
         pooling: Pooling,
         *,
         seed: int = 0,
+        lm_head: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
-        """A new float32 reward model on the decoder or encoder at `path`, without its head."""
-        return cls(_load_backbone(path, trust_remote_code=trust_remote_code), pooling, seed=seed)
+        """A new float32 reward model on the decoder or encoder at `path`, without its head.
+
+        With `lm_head` the decoder's own head stays beside it, for a language model loss; it is not
+        saved. ValueError where there is no causal language model then.
+        """
+        if not lm_head:
+            backbone = _load_backbone(path, trust_remote_code=trust_remote_code)
+            return cls(backbone, pooling, seed=seed)
+        whole = load_causal_lm(path, trust_remote_code=trust_remote_code)
+        model = cls(whole.base_model, pooling, seed=seed)
+        model.lm_head = whole.get_output_embeddings()
+        return model
+
+    def add_lora(self, **settings: Any) -> None:
+        """Freeze the backbone and put adapters beside its weights: `lora.add_lora`'s arguments."""
+        self.backbone = add_lora(self.backbone, **settings)
 
     @classmethod
     def from_pretrained(
@@ -88,9 +120,13 @@ class RewardModel(nn.Module):
         path: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
+        merge: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
-        """What `save_pretrained` wrote, in eval mode. ValueError where there is no reward model."""
+        """What `save_pretrained` wrote, in eval mode. ValueError where there is no reward model.
+
+        merge: put adapters that were saved apart into the weights; scores then differ by rounding.
+        """
         path = Path(path)
         if not (path / SETTINGS_FILE).is_file():
             raise ValueError(
@@ -98,18 +134,32 @@ class RewardModel(nn.Module):
                 f"jobs/rm.py, or give another model as reward source `classifier`"
             )
         settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
-        backbone = _load_backbone(path, trust_remote_code=trust_remote_code)
+        base = settings.get("base")
+        backbone = _load_backbone(base or path, trust_remote_code=trust_remote_code)
         model = cls(backbone, settings["pooling"])
+        if base:
+            model.backbone = load_adapter(backbone, path / ADAPTER_DIR)
+            model.backbone = merged(model.backbone) if merge else model.backbone
         model.head.load_state_dict(load_file(path / HEAD_FILE))
         return cast_parameters(model, dtype).eval()
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the backbone as AutoModel loads it, the head and the settings beside it."""
+    def save_pretrained(self, path: str | Path, *, base: str | Path | None = None) -> None:
+        """Write the backbone as AutoModel loads it, the head and the settings beside it.
+
+        Adapters are merged into the weights; with `base`, where the weights beside them came from,
+        they are written apart, into `adapter/`.
+        """
         path = Path(path)
-        self.backbone.save_pretrained(path)
+        apart = base is not None and has_adapter(self.backbone)
+        if apart:
+            self.backbone.save_pretrained(path / ADAPTER_DIR)
+        else:
+            merged(self.backbone).save_pretrained(path)
         head = {name: x.detach().cpu().contiguous() for name, x in self.head.state_dict().items()}
         save_file(head, path / HEAD_FILE)
         settings = {"format": 1, "pooling": self.pooling}
+        if apart:
+            settings["base"] = str(Path(base).absolute() if Path(base).is_dir() else base)
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
@@ -118,12 +168,19 @@ class RewardModel(nn.Module):
         input_ids_BT int64; attention_mask_BT is not 0 where a token counts; padding on either side,
         any amount. Raises ValueError for a row without a token.
         """
+        return self.score_features(self.encode(input_ids_BT, attention_mask_BT).features_BD)
+
+    def encode(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Encoded:
+        """Pooled features, before the head; arguments and errors are those of `forward`."""
         input_ids_BT, mask_BT = to_left_edge(input_ids_BT, attention_mask_BT)
         needs_mask = not self.is_causal and not bool(mask_BT.all())
         out = self.backbone(
             input_ids=input_ids_BT, attention_mask=mask_BT.long() if needs_mask else None
         )
-        features_BD = self._pool(out, mask_BT)
+        return Encoded(self._pool(out, mask_BT), out.last_hidden_state, input_ids_BT)
+
+    def score_features(self, features_BD: Tensor) -> Tensor:
+        """The head alone: raw scores_B, float32."""
         # In float32 whatever the backbone computes in: bfloat16 would tie scores that are close.
         return F.linear(features_BD.float(), self.head.weight.float(), self.head.bias.float())[:, 0]
 

@@ -18,7 +18,20 @@ JSON = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["role", "content", "from", "text", "value", "prompt", "chosen", "rejected"]
+                [
+                    "role",
+                    "content",
+                    "from",
+                    "text",
+                    "value",
+                    "prompt",
+                    "chosen",
+                    "rejected",
+                    "better",
+                    "worse",
+                    "margin",
+                    "target",
+                ]
             ),
             inner,
             max_size=4,
@@ -27,7 +40,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYS = ["prompt", "responses", "ranks", "annotator", "time", "selected", "context", "chosen",
-        "rejected"]  # fmt: skip
+        "rejected", "pairs", "margin"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

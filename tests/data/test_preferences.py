@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.data.preferences import RankedList, load_lists, write_jsonl, write_tsv
+from rlhf_ray.data.preferences import (
+    RankedList,
+    absolute_parts,
+    load_lists,
+    write_jsonl,
+    write_tsv,
+)
+from rlhf_ray.data.ranked_list import Comparison
 
 HH = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: a joke\n\nAssistant:"
 
@@ -188,8 +195,22 @@ def ranked_lists(draw, *, ties=True, prompt=TEXTS):
         ranks = draw(st.permutations(range(1, len(responses) + 1)))
     note = st.none() | st.text(max_size=4)
     return RankedList(
-        draw(prompt), tuple(responses), tuple(ranks), "?", 0, draw(note), draw(note)
-    )  # fmt: skip
+        draw(prompt),
+        tuple(responses),
+        tuple(ranks),
+        "?",
+        0,
+        draw(note),
+        draw(note),
+        pairs=tuple(draw(st.lists(comparisons(len(responses)), max_size=3))) if ties else (),
+    )
+
+
+@st.composite
+def comparisons(draw, responses):
+    better, worse = draw(st.permutations(range(responses)))[:2]
+    number = st.floats(-9, 9, allow_nan=False)
+    return Comparison(better, worse, draw(number), draw(st.floats(0, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +242,62 @@ def test_tsv_refuses_what_it_cannot_hold(tmp_path):
     tied = RankedList("", ("a", "b", "c"), (1, 1, 2), "s", 4)
     prompted = RankedList("p", ("a", "b"), (1, 2), "s", 4)
     for one in (tied, prompted):
-        with pytest.raises(ValueError, match=r"s:4 has a prompt or a tie.*\.jsonl"):
+        with pytest.raises(ValueError, match=r"s:4 has a prompt, a tie or pairs.*\.jsonl"):
             write_tsv(tmp_path / "a.tsv", [one])
+
+
+def test_a_list_without_pairs_compares_every_two_of_unequal_rank():
+    one = RankedList("", ("a", "b", "c", "d"), (2, 1, 2, 0), "s", 1)
+    found = {(pair.better, pair.worse) for pair in one.comparisons()}
+    assert found == {(1, 0), (3, 0), (1, 2), (3, 1), (3, 2)}
+    assert all(pair.margin == 0 and pair.target == 1 for pair in one.comparisons())
+
+
+def test_pairs_replace_the_order_of_ranks_and_a_margin_belongs_to_a_pair(tmp_path):
+    path = tmp_path / "a.jsonl"
+    pairs = [{"better": 2, "worse": 0, "margin": 0.5}, {"better": 1, "worse": 0, "target": 0.9}]
+    ranked = {"responses": ["a", "b", "c"], "ranks": [1, 2, 3]}
+    rows = [
+        ranked | {"pairs": pairs},
+        {"prompt": "p", "selected": "x", "rejected": "y", "margin": 2},
+        {"responses": ["x", "y"], "ranks": [2, 1], "margin": -1.5},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second, third = load_lists(path)
+    assert first.comparisons() == (Comparison(2, 0, 0.5), Comparison(1, 0, 0.0, 0.9))
+    assert second.comparisons() == (Comparison(0, 1, 2.0),)
+    assert third.comparisons() == (Comparison(1, 0, -1.5),)
+    faults = {
+        "places among its 3": ranked | {"pairs": [{"better": 3, "worse": 0}]},
+        "compared with itself": ranked | {"pairs": [{"better": 1, "worse": 1}]},
+        "a target a probability": ranked | {"pairs": [pairs[0] | {"target": 1.5}]},
+        "are numbers": ranked | {"pairs": [pairs[0] | {"margin": "1"}]},
+        "is a list of objects": ranked | {"pairs": []},
+        "this list is none": ranked | {"margin": 1.0},
+    }
+    for fault, row in faults.items():
+        path.write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=f"a.jsonl:1: .*{fault}"):
+            load_lists(path)
+
+
+def test_a_prompt_that_is_a_transcript_keeps_its_conversation(tmp_path):
+    path = tmp_path / "a.jsonl"
+    whole = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Tea or coffee?\n\nAssistant:"
+    path.write_text(json.dumps({"prompt": whole, "responses": [" Tea", " No"], "ranks": [1, 2]}))
+    (found,) = load_lists(path)
+    assert found.prompt == whole and found.group == "Hi"
+
+
+def test_paths_of_a_mixture_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tsv", "b.tsv"):
+        (tmp_path / name).write_text("x\ty\n")
+    assert absolute_parts("a.tsv") == f"{tmp_path}/a.tsv"
+    assert absolute_parts("a.tsv=2,b.tsv") == f"{tmp_path}/a.tsv=2,{tmp_path}/b.tsv=1"
+    assert absolute_parts("owner/name") == "owner/name"
+    with pytest.raises(ValueError, match=r"c.tsv: there is no such file"):
+        absolute_parts("a.tsv=2,c.tsv")
 
 
 def test_mixtures_take_each_part_by_its_weight(tmp_path):
