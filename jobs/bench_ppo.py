@@ -42,7 +42,8 @@ from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.memory import PssSampler, process_tree
 from rlhf_ray.observe.memory import ray_session as ray_processes
 from rlhf_ray.observe.metrics import RunLog, read_metrics
-from rlhf_ray.orchestration.session import make_plan, ray_session, session_dir
+from rlhf_ray.orchestration.placement import plan_here
+from rlhf_ray.orchestration.session import ray_session, session_dir
 from rlhf_ray.training.ppo import Start, run_ppo
 
 PROMPTS = 1024
@@ -146,7 +147,7 @@ def main() -> int:
                 RunLog(config.dir) as log,
             ):
                 start = Start(options.model, f"{root}/reward", config.reward, resume=False)
-                plan = make_plan(config)
+                plan = plan_here(config)
                 run_ppo(config, plan, start, prompts, log=log, console=console)
         print(json.dumps(result(options, root, memory.peak_mb)))
     return 0

@@ -323,6 +323,8 @@ class Rollout:
     """Responses that a generator works on at a time."""
     kv_cache_mb: int = 256
     """Memory of the engine's key-value cache."""
+    tensor_parallel: int = 1
+    """GPUs of one generator, all on one node (vLLM only)."""
 
 
 @dataclass(frozen=True)
@@ -432,6 +434,12 @@ class Cluster:
     """GPUs that a learner rank reserves. None: as for generators."""
     scorer_gpus: float | None = None
     """GPUs that a scorer reserves. None: as for generators."""
+    role_resources: bool = False
+    """Place each role only on nodes that offer `rlhf_generator`, `rlhf_learner` or `rlhf_scorer` in
+    Ray, so that a group of nodes for each role grows by itself."""
+    autoscaling: bool = False
+    """The cluster grows by itself: what has no room yet is asked for from Ray's autoscaler. GPUs by
+    role must be given then, as long as no node with GPUs is up."""
     start_timeout_s: float = 300.0
     """Deadline of an actor's start."""
     shard_timeout_s: float = 600.0

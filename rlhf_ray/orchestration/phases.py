@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.placement import Share
+from rlhf_ray.orchestration.shares import Share
 
 Row = dict[str, Any]
 
@@ -22,9 +22,8 @@ def stream(
     # One call a worker: its memory goes back before the next phase starts.
     task = ray.remote(max_calls=1)(phase).options(
         name=name,
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
         num_returns="streaming",
+        **share.options(),
         max_retries=0,
         runtime_env={"env_vars": torch_environment(threads)},
     )

@@ -8,8 +8,6 @@ from pathlib import Path
 import ray
 
 from rlhf_ray.actors.control import NAMESPACE
-from rlhf_ray.config import Config
-from rlhf_ray.orchestration.placement import Plan, node_cpus, plan
 
 TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
 # Progress bars and notices of libraries would bury the run's own lines.
@@ -69,11 +67,6 @@ def join_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def make_plan(config: Config) -> Plan:
-    """The run's plan on the cluster that is up. ValueError where it does not fit."""
-    return plan(config.cluster, ray.cluster_resources(), node_cpus())
 
 
 def session_dir() -> Path:

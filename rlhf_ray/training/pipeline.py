@@ -26,8 +26,9 @@ from rlhf_ray.observe.provenance import write_provenance
 from rlhf_ray.observe.report import write_report
 from rlhf_ray.observe.samples import before_after
 from rlhf_ray.orchestration.phases import stream
-from rlhf_ray.orchestration.placement import Plan, Share
-from rlhf_ray.orchestration.session import make_plan, ray_session, session_dir
+from rlhf_ray.orchestration.placement import plan_here
+from rlhf_ray.orchestration.plan import Plan
+from rlhf_ray.orchestration.session import ray_session, session_dir
 from rlhf_ray.training.ppo import Start, run_ppo
 from rlhf_ray.training.reward_model import train_reward_model
 from rlhf_ray.training.sft import train_sft
@@ -45,7 +46,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
     config.dir.mkdir(parents=True, exist_ok=True)
     _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
     with ray_session(), PssSampler(_processes()) as memory:
-        plan = make_plan(config)
+        plan = plan_here(config)
         for line in plan.lines():
             console.note(line)
         write_provenance(
@@ -84,7 +85,7 @@ def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -
             f"same --run.name first, or give --rm.base DIR"
         )
     with ray_session(), RunLog(config.dir, gauges=Gauges(config.run.name)) as log:
-        phases = Phases(config, make_plan(config), log, console)
+        phases = Phases(config, plan_here(config), log, console)
         if phase == "sft":
             return out, phases.train("sft", train_sft, config, str(out))
         return out, phases.train("rm", train_reward_model, config, base, str(out))
@@ -134,11 +135,10 @@ class Phases:
         """Run a supervised phase on Ray, show and log its rows; the last of them."""
         began = time.monotonic()
         self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
-        share = Share(self._plan.learner.cpus, self._plan.learner.gpus)
         rows = stream(
             train,
             *args,
-            share=share,
+            share=self._plan.learner,
             threads=self._plan.threads,
             name=f"{phase} {self._config.run.name}",
         )
