@@ -50,7 +50,8 @@ def tokenise_pairs(
     """Rows of at most `max_tokens`: the prompt is cut from the left, then the response from the
     right; BOS (where the tokenizer has one) and EOS stay.
 
-    Prompt and response are tokenised apart, as when the response was sampled after the prompt.
+    Prompt and response are tokenised apart, as when the response was sampled after the prompt. A
+    prompt that begins with the BOS (chat templates write it) gets no second one.
     """
     eos = [eos_id_of(tokenizer)] if append_eos else []
     bos = bos_ids_of(tokenizer)
@@ -62,6 +63,8 @@ def tokenise_pairs(
     prompt_lengths = np.zeros(len(prompts), dtype=np.int64)
     cut = 0
     for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+        if bos and prompt[:1] == bos:
+            prompt = prompt[1:]
         keep_prompt = min(len(prompt), max(0, room - len(response)))
         cut += len(prompt) + len(response) > room
         kept = [*bos, *prompt[len(prompt) - keep_prompt :], *response[:room], *eos]

@@ -84,7 +84,8 @@ class RewardModel(nn.Module):
         with torch.no_grad():
             self.head.weight.normal_(0.0, (features + 1) ** -0.5, generator=generator)
             self.head.bias.zero_()
-        self.lm_head: nn.Module | None = None
+        # What trains along and is not saved: a language model's head, prototypes.
+        self.aside = nn.ModuleDict()
         use_short_attention(backbone)
 
     @classmethod
@@ -107,7 +108,7 @@ class RewardModel(nn.Module):
             return cls(backbone, pooling, seed=seed)
         whole = load_causal_lm(path, trust_remote_code=trust_remote_code)
         model = cls(whole.base_model, pooling, seed=seed)
-        model.lm_head = whole.get_output_embeddings()
+        model.aside["lm_head"] = whole.get_output_embeddings()
         return model
 
     def add_lora(self, **settings: Any) -> None:

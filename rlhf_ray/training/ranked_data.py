@@ -1,27 +1,45 @@
-"""Ranked lists as token rows, and a reward model's verdict on them."""
+"""Ranked lists as token rows, and their forward passes: K texts cost K forwards.
 
+Shapes: L lists, N texts, P pairs, B rows of a forward pass, T positions, D features.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.algos.ranking import (
-    exact_order,
-    expected_calibration_error,
-    gap_moments,
-    kendall_tau_b,
-    pair_accuracy,
-    score_gaps,
-)
+from rlhf_ray.algos.ranked_pairs import Pairs
 from rlhf_ray.data.batching import pad_right, token_budget_batches
 from rlhf_ray.data.ranked_list import RankedList
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
-from rlhf_ray.models.reward_model import RewardModel
+from rlhf_ray.models.reward_model import Encoded, RewardModel
 
 # Rows of like length go together; smaller pads less, larger has fewer and longer matrix products.
-FORWARD_TOKENS = 2048
+FORWARD_TOKENS = {"cpu": 2048, "cuda": 32_768}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Pairs of some texts; margins and targets float32 [P], targets None where each label is sure."""
+
+    pairs: Pairs
+    margin_P: Tensor
+    target_P: Tensor | None
+
+    def to(self, device: torch.device) -> "Comparisons":
+        """The same on `device`."""
+        pairs = Pairs(
+            self.pairs.first_P.to(device),
+            self.pairs.second_P.to(device),
+            self.pairs.list_P.to(device),
+            self.pairs.lists,
+        )
+        target_P = None if self.target_P is None else self.target_P.to(device)
+        return Comparisons(pairs, self.margin_P.to(device), target_P)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +47,18 @@ class RankedData:
     """L lists with N texts in all, list after list.
 
     list_ids_N and ranks_N (smaller is better) are int64; starts: each list's first text, and N.
+    better_P, worse_P: texts of each pair, list after list, from pair_starts (int64 [L + 1]) on.
     """
 
     rows: TokenRows
     list_ids_N: Tensor
     ranks_N: Tensor
     starts: np.ndarray
+    better_P: np.ndarray
+    worse_P: np.ndarray
+    margin_P: np.ndarray
+    target_P: np.ndarray
+    pair_starts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -50,60 +74,101 @@ class RankedData:
         """Indices of the texts of some lists, in order."""
         return [n for i in lists for n in range(self.starts[i], self.starts[i + 1])]
 
+    def best_of(self, lists: list[int]) -> list[int]:
+        """Indices of the first text of best rank of each of some lists."""
+        ranks = self.ranks_N.numpy()
+        return [
+            int(self.starts[i] + ranks[self.starts[i] : self.starts[i + 1]].argmin()) for i in lists
+        ]
+
+    def comparisons_of(self, lists: list[int]) -> Comparisons:
+        """The pairs of some lists; texts are counted as `texts_of` gives them."""
+        sizes = np.diff(self.starts)[lists]
+        shift = np.cumsum(sizes) - sizes - self.starts[lists]
+        counts = np.diff(self.pair_starts)[lists]
+        spans = zip(self.pair_starts[lists], self.pair_starts[np.array(lists) + 1], strict=True)
+        chosen = np.fromiter(chain.from_iterable(range(a, b) for a, b in spans), np.int64)
+        shift_P = np.repeat(shift, counts)
+        list_P = np.repeat(np.arange(len(lists)), counts)
+        target_P = self.target_P[chosen]
+        return Comparisons(
+            Pairs(
+                torch.from_numpy(self.better_P[chosen] + shift_P),
+                torch.from_numpy(self.worse_P[chosen] + shift_P),
+                torch.from_numpy(list_P),
+                len(lists),
+            ),
+            torch.from_numpy(self.margin_P[chosen]),
+            torch.from_numpy(target_P) if (target_P < 1).any() else None,
+        )
+
+    @property
+    def comparisons(self) -> Comparisons:
+        """The pairs of all lists."""
+        return self.comparisons_of(list(range(len(self))))
+
 
 def tokenise_lists(
     tokenizer: PreTrainedTokenizerBase, lists: list[RankedList], *, max_tokens: int
 ) -> RankedData:
     """Every response after its prompt, ended by EOS."""
     sizes = [len(one.responses) for one in lists]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     rows = tokenise_pairs(
         tokenizer,
         [one.prompt for one in lists for _ in one.responses],
         [response for one in lists for response in one.responses],
         max_tokens=max_tokens,
     )
+    compared = [one.comparisons() for one in lists]
+    flat = [pair for pairs in compared for pair in pairs]
+    start_P = np.repeat(starts[:-1], [len(pairs) for pairs in compared])
     return RankedData(
         rows=rows,
         list_ids_N=torch.repeat_interleave(torch.tensor(sizes, dtype=torch.long)),
         ranks_N=torch.tensor([rank for one in lists for rank in one.ranks], dtype=torch.long),
-        starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        starts=starts,
+        better_P=start_P + np.array([pair.better for pair in flat], np.int64),
+        worse_P=start_P + np.array([pair.worse for pair in flat], np.int64),
+        margin_P=np.array([pair.margin for pair in flat], np.float32),
+        target_P=np.array([pair.target for pair in flat], np.float32),
+        pair_starts=np.concatenate([[0], np.cumsum([len(p) for p in compared])]).astype(np.int64),
     )
 
 
-def scores_of(model: RewardModel, rows: TokenRows, texts: list[int], *, pad_id: int) -> Tensor:
-    """Raw scores [len(texts)] in the order of `texts`, with gradient where it is on.
+def forwards(
+    model: RewardModel, rows: TokenRows, texts: list[int], *, pad_id: int
+) -> Iterator[tuple[list[int], Encoded]]:
+    """Forward passes of `texts`: which of them (places in `texts`), and what came out.
 
     One forward a text: texts of like length share a batch, whatever list they belong to.
     """
     device = model.head.weight.device
-    batches = token_budget_batches(rows.lengths[texts], FORWARD_TOKENS)
-    parts = []
-    for picked in batches:
+    for picked in token_budget_batches(rows.lengths[texts], FORWARD_TOKENS[device.type]):
         input_ids_BT, mask_BT = pad_right([rows.token_ids[texts[i]] for i in picked], pad_id)
-        parts.append(model(input_ids_BT.to(device), mask_BT.to(device)))
-    order = torch.tensor([i for picked in batches for i in picked], device=device)
-    return torch.cat(parts)[order.argsort()]
+        yield picked, model.encode(input_ids_BT.to(device), mask_BT.to(device))
+
+
+def in_order(parts_ND: list[Tensor], picked: list[list[int]]) -> Tensor:
+    """The rows of all parts, put back in the order of the texts."""
+    order = torch.tensor([i for some in picked for i in some], device=parts_ND[0].device)
+    return torch.cat(parts_ND)[order.argsort()]
+
+
+def scores_of(model: RewardModel, rows: TokenRows, texts: list[int], *, pad_id: int) -> Tensor:
+    """Raw scores [len(texts)] in the order of `texts`, with gradient where it is on."""
+    parts, picked = [], []
+    for some, encoded in forwards(model, rows, texts, pad_id=pad_id):
+        parts.append(model.score_features(encoded.features_BD))
+        picked.append(some)
+    return in_order(parts, picked)
 
 
 @torch.inference_mode()
-def evaluate_lists(model: RewardModel, data: RankedData, *, pad_id: int) -> dict[str, float]:
-    """How well `model` orders `data`; the metrics of `algos/ranking_metrics.py`. Dropout off.
-
-    Ties of the model count as wrong.
-    """
+def score_all(model: RewardModel, rows: TokenRows, *, pad_id: int) -> Tensor:
+    """Raw scores float32 [N] of all rows, on the CPU; dropout off."""
     was_training = model.training
     model.eval()
-    texts = list(range(len(data.rows)))
-    scores_N = scores_of(model, data.rows, texts, pad_id=pad_id).cpu()
+    scores_N = scores_of(model, rows, list(range(len(rows))), pad_id=pad_id).cpu()
     model.train(was_training)
-    lists = {"list_ids_N": data.list_ids_N, "ranks_N": data.ranks_N}
-    gaps_P = score_gaps(scores_N, **lists)
-    mean, std = gap_moments(gaps_P)
-    return {
-        "heldout/pair_accuracy": float(pair_accuracy(gaps_P)),
-        "heldout/exact_order": float(exact_order(scores_N, **lists)),
-        "heldout/kendall_tau": float(kendall_tau_b(scores_N, **lists)),
-        "heldout/gap_mean": float(mean),
-        "heldout/gap_std": float(std),
-        "heldout/calibration_error": float(expected_calibration_error(gaps_P)),
-    }
+    return scores_N

@@ -71,6 +71,11 @@ class MasterAdamW(Generic[Model]):
         ]
         self._adam = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
+    @property
+    def masters(self) -> list[Tensor]:
+        """The float32 parameters that train; their `.grad` holds what `backward` added."""
+        return self._masters
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch's share of the loss."""
         loss.backward()

@@ -13,10 +13,11 @@ from rlhf_ray.data.ranked_list import RankedList
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
-from rlhf_ray.training import ranked_data
-from rlhf_ray.training import reward_model as training
-from rlhf_ray.training.ranked_data import evaluate_lists, scores_of, tokenise_lists
-from rlhf_ray.training.reward_model import load_split, rm_step, train_reward_model
+from rlhf_ray.training import ranked_data, reward_step
+from rlhf_ray.training.ranked_data import scores_of, tokenise_lists
+from rlhf_ray.training.reward_evaluation import evaluate_lists
+from rlhf_ray.training.reward_model import load_split, train_reward_model
+from rlhf_ray.training.reward_step import RewardStep
 from rlhf_ray.training.supervised import MasterAdamW
 from tests.training.worlds import config_for
 
@@ -52,7 +53,7 @@ def test_it_learns_and_what_is_written_scores_as_reported(trained) -> None:
     assert rows[-1]["loss/rank"] < 0.4
     out = tmp_path / "reward"
     model, tokenizer = RewardModel.from_pretrained(out), load_tokenizer(out)
-    _, _, heldout = load_split(config)
+    heldout = load_split(config).heldout
     data = tokenise_lists(tokenizer, heldout, max_tokens=config.rm.max_tokens)
     again = evaluate_lists(model, data, pad_id=tokenizer.pad_token_id)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -72,18 +73,24 @@ def test_rows_tell_where_it_stands(trained) -> None:
     assert rows[-2]["eta_s"] == 0 and rows[-2]["epoch"] == 3
 
 
+def with_lm_head() -> RewardModel:
+    whole = make_decoder(TOKENIZER, hidden=64, layers=1, seed=0)
+    model = RewardModel(whole.model, "mean").eval()
+    model.aside["lm_head"] = whole.get_output_embeddings()
+    return model
+
+
+def step_of(optimizer: MasterAdamW, settings: RM = RM(), data=DATA, **options) -> RewardStep:
+    return RewardStep(optimizer, data, settings, pad_id=TOKENIZER.pad_token_id, **options)
+
+
 def stepped(monkeypatch, *, forward: int, graph: int, reduction: str) -> tuple:
-    monkeypatch.setattr(ranked_data, "FORWARD_TOKENS", forward)
-    monkeypatch.setattr(training, "GRAPH_TOKENS", graph)
-    model = fresh()
+    monkeypatch.setattr(ranked_data, "FORWARD_TOKENS", {"cpu": forward})
+    monkeypatch.setattr(reward_step, "GRAPH_TOKENS", graph)
+    model = with_lm_head()
     optimizer = MasterAdamW(model, dtype=torch.float32)
-    sums = rm_step(
-        optimizer,
-        DATA,
-        list(range(12)),
-        pad_id=TOKENIZER.pad_token_id,
-        reduction=reduction,
-    )
+    settings = RM(reduction=reduction, margin=0.1, centring=0.2, lm_coef=0.3)
+    sums = step_of(optimizer, settings)(list(range(12)))
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     optimizer.step(1e-3)
     return sums, gradients, model.state_dict()
@@ -92,14 +99,15 @@ def stepped(monkeypatch, *, forward: int, graph: int, reduction: str) -> tuple:
 @pytest.mark.parametrize("reduction", ["list", "pair"])
 def test_the_split_into_forwards_and_graphs_changes_nothing(reduction, monkeypatch) -> None:
     sums, gradients, weights = stepped(monkeypatch, forward=9999, graph=9999, reduction=reduction)
-    start = fresh().state_dict()
+    start = with_lm_head().state_dict()
     assert max(float((weights[name] - start[name]).abs().max()) for name in start) >= 5e-4
     for forward, graph in ((1, 9999), (40, 60), (1, 1)):
         sums_2, gradients_2, weights_2 = stepped(
             monkeypatch, forward=forward, graph=graph, reduction=reduction
         )
         assert sums_2.means["pair_accuracy"] == sums.means["pair_accuracy"]
-        assert sums_2.means["loss/rank"] == pytest.approx(sums.means["loss/rank"], rel=1e-5)
+        for name in ("loss/rank", "loss/lm", "loss/centring"):
+            assert sums_2.means[name] == pytest.approx(sums.means[name], rel=1e-5)
         for name in gradients:
             torch.testing.assert_close(gradients_2[name], gradients[name], atol=1e-6, rtol=1e-4)
             # Adam's first step is lr·sign(g): compare where the gradient is not noise.
@@ -111,7 +119,7 @@ def test_the_split_into_forwards_and_graphs_changes_nothing(reduction, monkeypat
 def test_the_gradient_is_that_of_the_loss_written_out() -> None:
     model = fresh()
     optimizer = MasterAdamW(model, dtype=torch.float32)
-    rm_step(optimizer, DATA, [0, 1, 2], pad_id=TOKENIZER.pad_token_id, reduction="list")
+    step_of(optimizer)([0, 1, 2])
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
@@ -135,13 +143,7 @@ def test_a_text_costs_one_forward() -> None:
     model.backbone.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
-    rm_step(
-        MasterAdamW(model, dtype=torch.float32),
-        DATA,
-        list(range(12)),
-        pad_id=TOKENIZER.pad_token_id,
-        reduction="list",
-    )
+    step_of(MasterAdamW(model, dtype=torch.float32))(list(range(12)))
     assert sum(seen) == 36
 
 
