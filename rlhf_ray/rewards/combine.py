@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import RewardSource
+from rlhf_ray.models.ensemble import read_ensemble
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.rewards.classifier import ClassifierReward
+from rlhf_ray.rewards.ensemble import EnsembleReward
 from rlhf_ray.rewards.function import FunctionReward
 from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses, RewardFunction, Scores
@@ -124,6 +126,14 @@ def build_source(
     if source.classifier:
         return ClassifierReward(source.classifier, compute, label=source.label)
     assert source.model is not None
+    if ensemble := read_ensemble(source.model):
+        return EnsembleReward(
+            ensemble,
+            policy_tokenizer,
+            compute,
+            combine=source.combine,
+            caution=source.caution,
+        )
     return TrainedReward(Path(source.model), policy_tokenizer, compute)
 
 

@@ -36,13 +36,17 @@ class TrainedReward:
 
     def __call__(self, batch: Responses) -> Scores:
         """float32 scores, all valid; they may be non-finite, which the combination refuses."""
-        scores = score_rows(
-            self.token_ids(batch),
+        scores = self.score_rows(self.token_ids(batch))
+        return Scores(scores=scores, valid=np.ones(len(batch), dtype=bool))
+
+    def score_rows(self, rows: list[np.ndarray]) -> np.ndarray:
+        """float32 scores of token rows."""
+        return score_rows(
+            rows,
             self._model.score,
             pad_token_id=self._tokenizer.pad_token_id,
             compute=self._compute,
         )
-        return Scores(scores=scores, valid=np.ones(len(batch), dtype=bool))
 
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""

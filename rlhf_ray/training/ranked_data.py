@@ -24,7 +24,7 @@ FORWARD_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Pairs of some texts; margins and targets float32 [P], targets None where each label is sure."""
+    """Pairs of some texts; margins, targets float32 [P]; targets None where all labels are sure."""
 
     pairs: Pairs
     margin_P: Tensor

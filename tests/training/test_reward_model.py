@@ -27,6 +27,7 @@ LISTS = [
     RankedList("", ("worst", "tied", "tied too", "best of all"), (3, 2, 2, 1), "x", 3),
 ] * 4
 TOKENIZER = make_tokenizer([text for one in LISTS for text in one.responses], vocab=300)
+PLAIN = RM()
 DATA = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
 
 
@@ -80,7 +81,7 @@ def with_lm_head() -> RewardModel:
     return model
 
 
-def step_of(optimizer: MasterAdamW, settings: RM = RM(), data=DATA, **options) -> RewardStep:
+def step_of(optimizer: MasterAdamW, settings: RM = PLAIN, data=DATA, **options) -> RewardStep:
     return RewardStep(optimizer, data, settings, pad_id=TOKENIZER.pad_token_id, **options)
 
 

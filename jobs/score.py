@@ -1,0 +1,141 @@
+"""Scores of texts, or of prompts with responses, by a reward model that was trained here.
+
+python jobs/score.py --model runs/demo/reward FILE
+python jobs/score.py --model runs/demo/reward --format jsonl - < FILE > scores.jsonl
+python jobs/score.py --model runs/demo/reward --calibrate samples.jsonl
+
+FILE: .txt (a text a line), .tsv (a text a cell), .jsonl or .parquet (`text`, or `prompt` and
+`response`); - is the standard input, JSON objects or plain lines. --calibrate stores mean and
+deviation of reference samples (`prompt` and `responses`) with the model.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from rlhf_ray import cli
+from rlhf_ray.data.rows import OnBadRow
+from rlhf_ray.data.samples import load_samples
+from rlhf_ray.data.texts import Text, load_texts
+from rlhf_ray.models.ensemble import first_member
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.reward_model import write_calibration
+from rlhf_ray.observe.tables import printable
+from rlhf_ray.rewards.scorer import Scorer
+
+WIDTH = 72
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    """Directory of a reward model, or of an ensemble."""
+    file: Annotated[str | None, tyro.conf.Positional] = None
+    """Texts to score; - is the standard input."""
+    format: Literal["table", "jsonl"] = "table"
+    """What to write: a table to read, or JSON lines with `score` beside what was read."""
+    out: Path | None = None
+    """Write to this file instead of the standard output."""
+    batch: int = 512
+    """Rows scored at a time; progress is told after each."""
+    combine: Literal["mean", "min", "cautious"] = "mean"
+    """Ensemble: mean, smallest, or mean less `caution` deviations."""
+    caution: float = 1.0
+    """λ of `--combine cautious`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
+    on_bad_row: OnBadRow = "fail"
+    """A bad row ends the job with file, line and fault, or is skipped and counted."""
+    calibrate: Path | None = None
+    """Reference samples: their mean and deviation are stored with the model."""
+    trust_remote_code: bool = False
+    """Let a model's repository run its own Python code."""
+
+
+def main() -> int:
+    options = tyro.cli(Options, prog="jobs/score.py", description=__doc__)
+    if (options.file is None) == (options.calibrate is None):
+        raise ValueError("give a FILE to score (- for the standard input), or --calibrate SAMPLES")
+    scorer = Scorer(
+        options.model,
+        dtype=options.dtype,
+        chat_template="never" if options.calibrate else options.chat_template,
+        combine=options.combine,
+        caution=options.caution,
+        trust_remote_code=options.trust_remote_code,
+    )
+    if options.calibrate is not None:
+        return calibrate(scorer, options)
+    texts = read(options)
+    if options.out is None:
+        return write(scorer, texts, options, sys.stdout)
+    with options.out.open("w", encoding="utf-8") as file:
+        return write(scorer, texts, options, file)
+
+
+def calibrate(scorer: Scorer, options: Options) -> int:
+    """Store the calibration of reference samples with the model."""
+    assert options.calibrate is not None
+    tokenizer = load_tokenizer(first_member(options.model))
+    template = options.chat_template
+    samples = load_samples(options.calibrate, tokenizer, chat_template=template, least=1)
+    pairs = [(one.prompt, text) for one in samples for text in one.responses]
+    found = scorer.calibrate([prompt for prompt, _ in pairs], [text for _, text in pairs])
+    write_calibration(options.model, found)
+    print(f"mean {found.mean:.4f}, deviation {found.std:.4f} over {found.samples} samples: stored "
+          f"with {options.model}")  # fmt: skip
+    return 0
+
+
+def read(options: Options) -> list[Text]:
+    """What is to be scored. The standard input is JSON lines where its first line is an object."""
+    assert options.file is not None
+    if options.file != "-":
+        return list(load_texts(options.file, on_bad_row=options.on_bad_row))
+    content = sys.stdin.read()
+    suffix = ".jsonl" if content.lstrip().startswith("{") else ".txt"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"stdin{suffix}"
+        path.write_text(content, encoding="utf-8")
+        return list(load_texts(path, on_bad_row=options.on_bad_row))
+
+
+def write(scorer: Scorer, texts: list[Text], options: Options, out) -> int:
+    """Score batch by batch and write as they come; progress on the standard error."""
+    calibration = scorer.calibration
+    written, rows = 0, iter(texts)
+    while some := list(islice(rows, options.batch)):
+        scores = scorer([text.prompt for text in some], [text.response for text in some])
+        for text, score in zip(some, scores.tolist(), strict=True):
+            row = {"prompt": text.prompt, "response": text.response, "score": score}
+            if calibration is not None:
+                row["deviations"] = (score - calibration.mean) / calibration.std
+            print(line_of(row, options.format), file=out)
+        written += len(some)
+        if len(texts) > options.batch:
+            print(f"{written}/{len(texts)} scored", file=sys.stderr, flush=True)
+    return 0
+
+
+def line_of(row: dict, form: str) -> str:
+    """One row as JSON, or as score and the beginning of the text."""
+    if form == "jsonl":
+        return json.dumps(row, ensure_ascii=False)
+    text = printable(row["prompt"] + row["response"])
+    shown = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    in_std = f"  {row['deviations']:+6.2f}σ" if "deviations" in row else ""
+    return f"{row['score']:+9.4f}{in_std}  {shown}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
