@@ -1,4 +1,4 @@
-"""What a run is doing: every actor with its state, version, node, work and last error.
+"""What a run is doing: its iteration, where the time goes, what is waited for, and every actor.
 
 python jobs/status.py --run NAME [--watch SECONDS] [--json]
 """
@@ -6,22 +6,25 @@ python jobs/status.py --run NAME [--watch SECONDS] [--json]
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ray
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_ray import cli
-from rlhf_ray.actors.control import Report, find_control
+from rlhf_ray.actors.control import Report, Standing, Wish, ask
 from rlhf_ray.orchestration.session import join_session
 
-COLUMNS = ("name", "role", "state", "version", "node", "pid", "work", "tokens", "last_error")
-SHOWN = ("step", "of", "score/mean", "kl/mean_k1", "samples_per_s", "generators/restarts")
+METRICS = ("score/mean", "kl/mean_k1", "samples_per_s", "generators/restarts", "rollouts/requeued")
+NOT_PHASES = ("time/step", "time/wait_rollouts", "time/fetch")
+SILENT_AFTER = 10.0  # seconds without a report after which that is said
+WAITS_FROM = 1.0  # seconds from which a wait is shown
 
 
 @dataclass(frozen=True)
@@ -34,34 +37,73 @@ class Options:
     """One JSON object instead of a table."""
 
 
-def show(report: Report, console: Console, *, as_json: bool) -> None:
-    """Print one report."""
-    if as_json:
-        console.print(json.dumps(asdict(report), default=str), soft_wrap=True, highlight=False)
+def lines(report: Report, wish: Wish, now: float) -> Iterator[str]:
+    """What is said above the table."""
+    row = report.iteration
+    facts = [f"{name} {row[name]:.4g}" for name in METRICS if row.get(name) is not None]
+    done = f"iteration {row['step']} of {row['of']} is done" if "step" in row else "starting"
+    yield "  ".join([done, *facts])
+    yield from _time(row)
+    asked = f"auto, {wish.auto[0]} to {wish.auto[1]}" if wish.auto else str(report.wanted)
+    yield f"generators wished for: {asked}" + (f" (now {report.wanted})" if wish.auto else "")
+    if report.decision:
+        yield f"autoscaling: {report.decision}"
+    if wish.paused or wish.stop:
+        yield "stops after this iteration" if wish.stop else "paused before the next iteration"
+    for who, what, seconds in report.waits:
+        if seconds >= WAITS_FROM:
+            yield f"waits for {who}: {what}, {seconds:.0f} s"
+    if report.at and now - report.at > SILENT_AFTER:
+        yield f"THE DRIVER HAS NOT REPORTED FOR {now - report.at:.0f} s"
+
+
+def _time(row: dict[str, float]) -> Iterator[str]:
+    """Where the last iteration's seconds went, the longest first."""
+    parts = {k[5:]: v for k, v in row.items() if k.startswith("time/") and k not in NOT_PHASES}
+    if parts:
+        longest = sorted(parts.items(), key=lambda part: -part[1])
+        shown = "  ".join(f"{name} {seconds:.2f}" for name, seconds in longest)
+        yield f"seconds of the last iteration, {row['time/step']:.2f}: {shown}"
+
+
+def table(actors: list[Standing]) -> Table:
+    """A row an actor."""
+    names = [field.name for field in fields(Standing)]
+    made = Table(*(name.replace("_", " ") for name in names))
+    for actor in actors:
+        values = (getattr(actor, name) for name in names)
+        made.add_row(*(Text("" if value is None else str(value)[:60]) for value in values))
+    return made
+
+
+def as_json(report: Report, wish: Wish, control: Standing) -> str:
+    """Everything as one JSON object."""
+    rows = [asdict(actor) for actor in [control, *report.actors]]
+    return json.dumps({**asdict(report), "actors": rows, "wish": asdict(wish)}, default=str)
+
+
+def show(options: Options, console: Console) -> None:
+    """Ask once and print."""
+    report, wish, control = ask(options.run, "status")
+    if options.watch:
+        console.clear()
+    if options.json:
+        console.print(as_json(report, wish, control), soft_wrap=True, highlight=False, markup=False)
         return
-    facts = [f"{k} {v:.4g}" for k in SHOWN if (v := report.summary.get(k)) is not None]
-    seconds = {k[5:]: v for k, v in report.summary.items() if k.startswith("time/")}
-    console.print("  ".join(facts) or "starting")
-    console.print("seconds: " + "  ".join(f"{k} {v:.2f}" for k, v in seconds.items()))
-    table = Table(*COLUMNS)
-    for actor in report.actors:
-        table.add_row(*(str(actor.get(name, ""))[:40] for name in COLUMNS))
-    console.print(table)
+    for line in lines(report, wish, time.time()):
+        console.print(line, markup=False, highlight=False)
+    console.print(table([control, *report.actors]))
 
 
 def main() -> int:
     options = tyro.cli(Options, prog="jobs/status.py", description=__doc__)
     console = Console()
     with join_session():
-        control = find_control(options.run)
-        while True:
-            report = ray.get(control.status.remote(), timeout=30)
-            if options.watch:
-                console.clear()
-            show(report, console, as_json=options.json)
-            if not options.watch:
-                return 0
+        show(options, console)
+        while options.watch:
             time.sleep(options.watch)
+            show(options, console)
+    return 0
 
 
 if __name__ == "__main__":

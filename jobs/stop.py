@@ -9,11 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ray
 import tyro
 
 from rlhf_ray import cli
-from rlhf_ray.actors.control import find_control
+from rlhf_ray.actors.control import ask
 from rlhf_ray.orchestration.session import join_session
 
 
@@ -26,7 +25,7 @@ class Options:
 def main() -> int:
     options = tyro.cli(Options, prog="jobs/stop.py", description=__doc__)
     with join_session():
-        ray.get(find_control(options.run).stop.remote(), timeout=30)
+        ask(options.run, "stop")
     print(f"{options.run}: stops after the iteration that runs now")
     return 0
 

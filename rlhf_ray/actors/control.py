@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from rlhf_ray.actors.presence import present
 
 NAMESPACE = "rlhf"
+ANSWER_TIMEOUT = 30.0  # seconds in which a control actor answers a job
 
 
 def control_name(run: str) -> str:
@@ -19,27 +23,50 @@ def control_name(run: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What people want of a run. generators None: as configured."""
+    """What people want of a run. auto: the run decides, between these two numbers of generators."""
 
-    generators: int | None = None
+    generators: int
+    auto: tuple[int, int] | None = None
     paused: bool = False
     stop: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One actor as the driver sees it. work: what it has in hand, in words."""
+
+    name: str
+    role: str
+    state: str
+    version: str = ""
+    node: str = ""
+    pid: int | None = None
+    work: str = ""
+    restarts: int = 0
+    last_error: str = ""
+
+
 @dataclass
 class Report:
-    """What the driver says of a run: plain values, ready to print."""
+    """What the driver says of a run: plain values, ready to print.
 
-    summary: dict[str, Any] = field(default_factory=dict)
-    actors: list[dict[str, Any]] = field(default_factory=list)
+    iteration: the last row of metrics, `step` and `of`. waits: (who, what, seconds), longest
+    first. wanted: generators that are to be there. decision: autoscaling's last. at: Unix time.
+    """
+
+    iteration: dict[str, Any] = field(default_factory=dict)
+    actors: list[Standing] = field(default_factory=list)
+    waits: list[tuple[str, str, float]] = field(default_factory=list)
+    wanted: int = 0
+    decision: str = ""
+    at: float = 0.0
 
 
 class ControlActor:
     """Keeps the wish and the report."""
 
-    def __init__(self, run: str, generators: int) -> None:
-        self._run = run
-        self._wish = Wish(generators=generators)
+    def __init__(self, generators: int) -> None:
+        self._wish = Wish(generators)
         self._report = Report()
 
     def exchange(self, report: Report) -> Wish:
@@ -49,11 +76,18 @@ class ControlActor:
 
     def scale(self, generators: int, *, relative: bool = False) -> int:
         """Ask for this many generators, or for this many more; returns how many are now wished."""
-        wanted = (self._wish.generators or 0) + generators if relative else generators
+        now = self._report.wanted if self._wish.auto else self._wish.generators
+        wanted = now + generators if relative else generators
         if wanted < 1:
-            raise ValueError(f"{wanted} generators are asked for; a run needs at least 1")
-        self._wish = replace(self._wish, generators=wanted)
+            raise ValueError(
+                f"{wanted} generators are asked for where there are {now}; a run needs at least 1"
+            )
+        self._wish = replace(self._wish, generators=wanted, auto=None)
         return wanted
+
+    def scale_by_itself(self, least: int, most: int) -> None:
+        """Let the run decide between `least` and `most` generators."""
+        self._wish = replace(self._wish, auto=(least, most))
 
     def pause(self, paused: bool) -> None:
         """Hold the loop before its next iteration, or let it go on."""
@@ -63,9 +97,11 @@ class ControlActor:
         """End the run at the next consistent point, resumable."""
         self._wish = replace(self._wish, stop=True)
 
-    def status(self) -> Report:
-        """The driver's last report."""
-        return self._report
+    def status(self) -> tuple[Report, Wish, Standing]:
+        """The driver's last report, what is wished, and this actor itself."""
+        here = present()
+        mine = Standing("control", "control", "serving", node=here.node, pid=here.pid)
+        return self._report, self._wish, mine
 
 
 def create_control(run: str, generators: int) -> ray.actor.ActorHandle:
@@ -74,7 +110,7 @@ def create_control(run: str, generators: int) -> ray.actor.ActorHandle:
         name=control_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=4
     )
     try:
-        return actor.remote(run, generators)
+        return actor.remote(generators)
     except ValueError:
         raise ValueError(
             f"a run named {run!r} is alive on this cluster: stop it (jobs/stop.py --run {run}), "
@@ -88,7 +124,26 @@ def find_control(run: str) -> ray.actor.ActorHandle:
         return ray.get_actor(control_name(run), namespace=NAMESPACE)
     except ValueError:
         named = ray.util.list_named_actors(all_namespaces=True)
-        alive = [a["name"][5:] for a in named if a["namespace"] == NAMESPACE]
+        prefix = control_name("")
+        alive = [
+            a["name"].removeprefix(prefix)
+            for a in named
+            if a["namespace"] == NAMESPACE and a["name"].startswith(prefix)
+        ]
         raise ValueError(
             f"no run named {run!r} is alive on this cluster; alive: {', '.join(alive) or 'none'}"
+        ) from None
+
+
+def ask(run: str, method: str, *args: Any, **kwargs: Any) -> Any:
+    """What the control actor of `run` answers. ValueError for what it refuses or leaves unsaid."""
+    call = getattr(find_control(run), method).remote(*args, **kwargs)
+    try:
+        return ray.get(call, timeout=ANSWER_TIMEOUT)
+    except RayTaskError as error:
+        raise error.cause from None
+    except GetTimeoutError:
+        raise ValueError(
+            f"the control actor of {run!r} did not answer `{method}` in {ANSWER_TIMEOUT:.0f} s: "
+            f"look whether its node is up (ray status), and try again"
         ) from None

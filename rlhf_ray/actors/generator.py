@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from rlhf_ray.actors.presence import present
 from rlhf_ray.data import schemas
 from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, sampling_seed
 from rlhf_ray.generators.engine_thread import EngineThread
@@ -38,6 +39,8 @@ class GeneratorSpec:
     max_in_flight: int
     run_seed: int
     trust_remote_code: bool = False
+    run: str = ""
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,10 @@ class ShardMeta:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """A heartbeat. silent_s: seconds since the engine's own thread last came round."""
+    """A heartbeat. silent_s: seconds since the engine's own thread last came round.
+
+    load_s: seconds that pulling, loading and probing its version took.
+    """
 
     silent_s: float
     in_flight: int
@@ -68,6 +74,7 @@ class Vitals:
     version: Version | None
     pid: int
     node: str
+    load_s: float = 0.0
 
 
 class GeneratorActor:
@@ -76,6 +83,7 @@ class GeneratorActor:
     def __init__(self, name: str, spec: GeneratorSpec) -> None:
         self.name, self.spec = name, spec
         self.version: Version | None = None
+        self._load_s = 0.0
         self._thread = EngineThread(self._make_engine, on_failure=self._die)
 
     def ready(self) -> Vitals:
@@ -85,17 +93,20 @@ class GeneratorActor:
 
     def beat(self) -> Vitals:
         """How the engine's thread is."""
+        here = present()
         return Vitals(
             silent_s=self._thread.silent_for(),
             in_flight=self._thread.in_flight(),
             tokens=self._thread.tokens,
             version=self.version,
-            pid=os.getpid(),
-            node=ray.get_runtime_context().get_node_id(),
+            pid=here.pid,
+            node=here.node,
+            load_s=self._load_s,
         )
 
     def load(self, manifest: Manifest, bucket_refs: list[ray.ObjectRef]) -> Version:
         """Pull a version, verify it, load it between two steps, and reproduce its probes."""
+        began = time.monotonic()
         tensors = pull(manifest, bucket_refs)
 
         def load(engine: Generator) -> None:
@@ -104,7 +115,7 @@ class GeneratorActor:
                 check_probes(engine, manifest)
 
         self._thread.call(load)
-        self.version = manifest.version
+        self.version, self._load_s = manifest.version, time.monotonic() - began
         return manifest.version
 
     def generate(self, order: Order) -> tuple[pa.Table, ShardMeta]:
@@ -139,6 +150,8 @@ class GeneratorActor:
             max_num_seqs=spec.max_in_flight,
             kv_cache_mb=spec.kv_cache_mb,
             trust_remote_code=spec.trust_remote_code,
+            tensor_parallel=spec.tensor_parallel,
+            metrics_as=f"{spec.run}-{self.name}",
         )
 
     def _die(self, error: BaseException) -> None:

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 
-from rlhf_ray.actors.tables import fetch
+from rlhf_ray.actors.presence import Presence, present
+from rlhf_ray.actors.tables import fetch, gone
 from rlhf_ray.config import PPO, Dtype
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
@@ -41,11 +43,17 @@ class LearnerSpec:
 
 
 class LearnerActor:
-    """Thin shell around PPOLearner. Every method but two is called on all ranks at once."""
+    """Thin shell around PPOLearner. What is not said to be rank 0's is called on all ranks."""
 
     def __init__(self, rank: int, world: int, spec: LearnerSpec) -> None:
         self._rank, self._world, self._spec = rank, world, spec
         self._buckets: list[Any] = []
+        self._table: pa.Table | None = None
+        self._fetch_seconds = 0.0
+
+    def beat(self) -> Presence:
+        """That this process lives; answered while it learns."""
+        return present()
 
     def address(self) -> str:
         """Where rank 0's rendezvous is to be. Rank 0 alone."""
@@ -53,8 +61,8 @@ class LearnerActor:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def start(self, address: str) -> int:
-        """Join the group and build the learner; the number of the policy's parameters."""
+    def start(self, address: str) -> Presence:
+        """Join the group and build the learner."""
         spec = self._spec
         set_up_torch()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,15 +79,28 @@ class LearnerActor:
             reward_model=spec.critic_path,
             trust_remote_code=spec.trust_remote_code,
         )
-        return self._learner.parameters()
+        return present()
 
-    def update(self, step: int, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> dict[str, float]:
-        """One iteration on these rollouts; metrics, the same on every rank."""
+    def fetch(self, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> list[int]:
+        """Take the rollouts of the next update; which shards are gone, where some are.
+
+        A call of its own: a rank that lacked rows in the update would leave the others waiting.
+        """
         began = time.monotonic()
-        table = fetch(shards)
-        fetched = time.monotonic()
+        try:
+            self._table = fetch(shards)
+        except ObjectLostError:
+            return gone(shards)
+        self._fetch_seconds = time.monotonic() - began
+        return []
+
+    def update(self, step: int) -> dict[str, float]:
+        """One iteration on the rollouts that were fetched; metrics, the same on every rank."""
+        assert self._table is not None, "rollouts are fetched before the update"
+        table, self._table = self._table, None
+        began = time.monotonic()
         stats = self._learner.update(step, table)
-        seconds = {"time/fetch": fetched - began, "time/update": time.monotonic() - fetched}
+        seconds = {"time/fetch": self._fetch_seconds, "time/update": time.monotonic() - began}
         return stats | _component_means(table) | seconds
 
     def pack(self, version: Version) -> Manifest | None:

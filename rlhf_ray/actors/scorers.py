@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.actors.presence import Presence, present
 from rlhf_ray.actors.tables import fetch
 from rlhf_ray.config import Dtype, Reward
 from rlhf_ray.models.loading import load_tokenizer
@@ -50,13 +51,14 @@ class ReferenceActor:
             trust_remote_code=spec.trust_remote_code,
         )
 
-    def ready(self) -> bool:
+    def ready(self) -> Presence:
         """Return once the model is loaded."""
-        return self._model is not None
+        _ = self._model
+        return present()
 
-    def score(self, rollouts: pa.Table) -> tuple[pa.Table, int]:
-        """`rollout_id, ref_logprobs`, and how many rows: the driver waits for that alone."""
-        return self._model.logprobs(rollouts), rollouts.num_rows
+    def score(self, rollouts: pa.Table) -> tuple[pa.Table, Presence]:
+        """`rollout_id, ref_logprobs`, and who computed them: the driver waits for that alone."""
+        return self._model.logprobs(rollouts), present()
 
 
 class RewardActor:
@@ -84,12 +86,15 @@ class RewardActor:
         gold = self._spec.reward.gold
         return load(gold) if gold else None
 
-    def ready(self) -> bool:
+    def ready(self) -> Presence:
         """Return once every source is loaded."""
-        return self._reward is not None and (self._gold is not None or not self._spec.reward.gold)
+        _ = self._reward, self._gold
+        return present()
 
-    def score(self, rollouts: pa.Table, calibration: Calibration | None) -> tuple[pa.Table, int]:
-        """`rollout_id, score, score_valid, score/<source>`, and how many rows.
+    def score(
+        self, rollouts: pa.Table, calibration: Calibration | None
+    ) -> tuple[pa.Table, Presence]:
+        """`rollout_id, score, score_valid, score/<source>`, and who computed them.
 
         The calibration comes with each call: a restarted scorer must not forget it.
         """
@@ -101,7 +106,7 @@ class RewardActor:
             clip=self._spec.reward.clip,
             missing_eos_penalty=self._spec.reward.missing_eos_penalty,
         )
-        return scored, rollouts.num_rows
+        return scored, present()
 
     def describe(
         self, shards: Sequence[tuple[ray.ObjectRef, ...]], limit: int | None

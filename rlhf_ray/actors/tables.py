@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.exceptions import ObjectLostError
 
 from rlhf_ray.data import schemas
 
@@ -24,3 +25,14 @@ def fetch(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> pa.Table:
     if "score_valid" in table.column_names:
         table = table.filter(pc.equal(table.column("score_valid"), 1))
     return table
+
+
+def gone(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> list[int]:
+    """The places in `shards` of those of which a table cannot be had any more."""
+    lost = []
+    for index, shard in enumerate(shards):
+        try:
+            ray.get(list(shard), timeout=FETCH_TIMEOUT)
+        except ObjectLostError:
+            lost.append(index)
+    return lost

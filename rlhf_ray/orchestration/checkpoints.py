@@ -32,7 +32,10 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, below `directory`."""
+    """The checkpoints of one run, below `directory`: the last `keep`, and the best beside them.
+
+    The best is the one whose `meta["score"]` is the highest; None: not known.
+    """
 
     def __init__(self, directory: Path, *, keep: int, log: Callable[[str], None]) -> None:
         if keep < 1:
@@ -76,10 +79,15 @@ class CheckpointStore:
         for path in sorted(self._paths(), key=_step, reverse=True):
             fault = self._fault(path)
             if fault is None:
-                meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-                return Checkpoint(path, meta)
+                return Checkpoint(path, _meta(path))
             self._log(f"checkpoint {path} is damaged ({fault}): using the one before it")
         return None
+
+    def best(self) -> Checkpoint | None:
+        """The one with the highest score, where any has one; the later of equals."""
+        found = [Checkpoint(path, _meta(path)) for path in sorted(self._paths(), key=_step)]
+        scored = [checkpoint for checkpoint in found if checkpoint.meta.get("score") is not None]
+        return max(reversed(scored), key=lambda c: c.meta["score"], default=None)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -103,11 +111,14 @@ class CheckpointStore:
         return None
 
     def _prune(self, step: int) -> None:
-        """Leave the last `keep` up to `step`; newer ones are damaged, or of a void lineage."""
-        newer = [path for path in self._paths() if _step(path) > step]
-        older = sorted((path for path in self._paths() if _step(path) <= step), key=_step)
-        for path in newer + older[: -self._keep]:
-            shutil.rmtree(path)
+        """Leave the last `keep` up to `step`, and the best; newer ones are of a void lineage."""
+        for path in self._paths():
+            if _step(path) > step:  # or damaged
+                shutil.rmtree(path)
+        best = self.best()
+        for path in sorted(self._paths(), key=_step)[: -self._keep]:
+            if best is None or path != best.path:
+                shutil.rmtree(path)
 
     def _clear_leftovers(self) -> None:
         """Remove what writes that were cut short left aside."""
@@ -119,6 +130,14 @@ def _step(path: Path) -> int:
     found = _NAME.fullmatch(path.name)
     assert found is not None, f"{path} is no checkpoint"
     return int(found[1])
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it is damaged."""
+    try:
+        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _files(directory: Path) -> Iterator[Path]:

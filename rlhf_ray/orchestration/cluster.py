@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError
 
-from rlhf_ray.actors.control import Report, Wish, create_control
+from rlhf_ray.actors.control import Standing, create_control
 from rlhf_ray.actors.generator import GeneratorSpec
 from rlhf_ray.actors.learner import LearnerSpec
 from rlhf_ray.actors.scorers import ScorerSpec
@@ -17,110 +19,80 @@ from rlhf_ray.data.ids import Version
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.orchestration.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.orchestration.handles import spawner
-from rlhf_ray.orchestration.learners import LearnerGroup, LearnersLost
+from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLost
 from rlhf_ray.orchestration.ledger import Ledger
-from rlhf_ray.orchestration.placement import Plan
+from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.pool import GeneratorPool, PoolSettings
-from rlhf_ray.orchestration.reactor import Outcome, Reactor
-from rlhf_ray.orchestration.rollouts import BatchShape, RolloutService
+from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.rollouts import Batch, BatchShape, RolloutService
 from rlhf_ray.orchestration.scorers import ScorerPools
+from rlhf_ray.orchestration.steering import Steering
+from rlhf_ray.orchestration.watchdog import Watchdog
 
-EXCHANGE_EVERY = 0.5
-STALL_AFTER = 60.0
+LOSSES = 3  # of the learner group without a step done between: after these it would go on for ever
+SILENCES = 3  # heartbeat timeouts after which a learner rank is taken for dead: it has long calls
+
+
+@dataclass(frozen=True, slots=True)
+class Specs:
+    """What the actors of a run are made of."""
+
+    generator: GeneratorSpec
+    scorer: ScorerSpec
+    learner: LearnerSpec
 
 
 class Cluster:
     """The actors of one run, and the driver's view of them."""
 
     def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        prompts: Prompts,
-        *,
-        generator: GeneratorSpec,
-        scorer: ScorerSpec,
-        learner: LearnerSpec,
-        log: Callable[[str], None],
+        self, config: Config, plan: Plan, prompts: Prompts, specs: Specs, log: Callable[[str], None]
     ) -> None:
         self.config, self._log = config, log
-        run, threads = config.run.name, plan.threads
-        self.reactor = Reactor()
-        self.ledger = Ledger()
-        self._control = create_control(run, plan.generators)
-        self.learners = LearnerGroup(
-            self.reactor,
-            learner,
-            plan.learner,
-            ranks=plan.learners,
-            threads=threads,
-            run=run,
-            start_timeout=config.cluster.start_timeout_s,
-            update_timeout=config.cluster.update_timeout_s,
-        )
+        self.reactor, self.ledger = Reactor(), Ledger()
+        self._control = create_control(config.run.name, plan.generators)
+        self.learners = _learners(self.reactor, config, plan, specs.learner, log)
         self.scorers = ScorerPools(
-            self.reactor, scorer, plan.scorer, count=plan.scorers, threads=threads, run=run
-        )
-        self.rollouts = RolloutService(
             self.reactor,
-            self.ledger,
-            self.scorers,
-            train=prompts.train,
-            heldout=prompts.heldout,
-            shape=BatchShape(
-                config.ppo.prompts,
-                config.ppo.samples,
-                config.rollout.shard_prompts,
-                config.run.seed,
-            ),
-            timeout=config.cluster.shard_timeout_s,
-        )
-        self.pool = GeneratorPool(
-            self.reactor,
-            self.ledger,
-            spawn=spawner(generator, plan.generator, threads=threads, run=run),
-            order_of=self.rollouts.order_of,
-            on_commit=self.rollouts.on_commit,
-            settings=PoolSettings(
-                max_staleness=config.ppo.max_staleness,
-                depth=max(
-                    2,
-                    config.rollout.max_in_flight
-                    // (config.rollout.shard_prompts * config.ppo.samples),
-                ),
-                start_timeout=config.cluster.start_timeout_s,
-                shard_timeout=config.cluster.shard_timeout_s,
-                heartbeat_timeout=config.cluster.heartbeat_timeout_s,
-            ),
+            specs.scorer,
+            plan.scorer,
+            count=plan.scorers,
+            threads=plan.threads,
+            run=config.run.name,
             log=log,
         )
+        self.rollouts = self._rollouts(prompts)
+        self.pool = self._pool(plan, specs.generator)
         self.checkpoints = CheckpointStore(
             config.dir / "checkpoints", keep=config.checkpoint.keep, log=log
         )
-        self.step = 0
-        self.version = Version(0, 0)
-        self._wish = Wish()
-        self._exchanging = False
-        self._report = Report()
+        self._generators = plan.generators
+        self._steering: Steering
+        self.step, self.version = 0, Version(0, 0)
+        self._losses, self._stopped = 0, False
 
     # Start and end
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Bring everything up, from `checkpoint` or from the beginning, and publish the version."""
-        self.pool.scale(self.config.cluster.generators)
-        self.learners.create()
-        self.reactor.every(EXCHANGE_EVERY, self._exchange)
-        self.reactor.every(STALL_AFTER, self._watch)
-        self.reactor.results(
-            self.scorers.ready(),
-            who="scorer",
-            what="start",
-            timeout=self.config.cluster.start_timeout_s,
+        Watchdog(self.reactor, log=self._log)
+        self._steering = Steering(
+            self.reactor,
+            self._control,
+            self.pool,
+            generators=self._generators,
+            standing=self._standing,
+            log=self._log,
         )
-        self.learners.wait_started()
-        self._go_back_to(
-            checkpoint, incarnation=(checkpoint.meta["incarnation"] + 1) if checkpoint else 0
-        )
+        incarnation = checkpoint.meta["incarnation"] + 1 if checkpoint else 0
+        try:
+            self.learners.create()
+            self.scorers.wait_ready(self.config.cluster.start_timeout_s)
+            self.learners.wait_started()
+            self._go_back_to(checkpoint, incarnation=incarnation)
+        except LearnersLost as lost:
+            self.version = Version(incarnation, 0)
+            self._rebuild(lost)
         self.reactor.pump_until(lambda: self.pool.serving() > 0)
 
     def shutdown(self) -> None:
@@ -134,7 +106,7 @@ class Cluster:
 
     def steps(self) -> Iterator[int]:
         """The steps still to do; goes back by itself after a return to a checkpoint."""
-        while self.step < self.config.ppo.iterations and not self._wish.stop:
+        while self.step < self.config.ppo.iterations and not self._stopped:
             self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
             yield self.step
 
@@ -144,26 +116,25 @@ class Cluster:
         try:
             yield
         except LearnersLost as lost:
-            self._log(f"{lost}; going back to the last checkpoint")
-            self.learners.shutdown()
-            self.learners.create()
-            self.learners.wait_started()
-            self._go_back_to(self.checkpoints.latest(), incarnation=self.version.incarnation + 1)
+            self._rebuild(lost)
 
     def publish(self, step: int) -> float:
         """Make the learners' weights version `step`; seconds until generators could ask for it."""
         began = time.monotonic()
         self.version = Version(self.version.incarnation, step)
-        published = self.learners.publish(self.version)
-        self.pool.publish(published)
+        self.pool.publish(self.learners.publish(self.version))
         return time.monotonic() - began
 
-    def checkpoint(self, step: int) -> float:
-        """Write the state after `step`, when it is due; the seconds it took, 0 when it was not."""
+    def checkpoint(self, step: int, score: float | None) -> float:
+        """Write the state after `step`, when it is due; the seconds it took, 0 when it was not.
+
+        score: on held-out prompts, where it is known: the best checkpoint is kept.
+        """
         began = time.monotonic()
         done = step + 1
-        last = done == self.config.ppo.iterations or self._wish.stop
-        self.step = done
+        self._stopped = self._wish.stop
+        self.step, self._losses = done, 0
+        last = done == self.config.ppo.iterations or self._stopped
         if done % self.config.checkpoint.every and not last:
             return 0.0
         meta = {
@@ -171,24 +142,68 @@ class Cluster:
             "incarnation": self.version.incarnation,
             "counts": dict(self.ledger.counts),
             "restarts": self.pool.restarts,
+            "score": score,
         }
         self.checkpoints.write(done, meta, self.learners.save)
         return time.monotonic() - began
 
-    def describe(self, shards: Any, limit: int | None = None) -> list[dict[str, Any]]:
-        """Scored rollouts as rows to look at."""
-        return self.reactor.result(
-            self.scorers.describe(shards, limit),
-            who="reward scorer",
-            what="describe samples",
-            timeout=self.config.cluster.shard_timeout_s,
-        )
+    def save_policy(self, directory: Path) -> None:
+        """Write the policy as a plain transformers directory, whoever dies meanwhile."""
+        while True:
+            try:
+                self.learners.save_policy(directory)
+                return
+            except LearnersLost as lost:
+                self._rebuild(lost)
 
-    def report(self, summary: dict[str, Any]) -> None:
-        """What status.py shows of the run itself."""
-        self._report.summary = summary
+    def sample(self, split: int, step: int, prompts: int) -> list[dict[str, Any]]:
+        """One scored response to each of the first `prompts` prompts of a split, to look at."""
+        while True:
+            batch = self.rollouts.sample_once(split, step, prompts)
+            try:
+                return self._describe(batch, None)
+            except ObjectLostError:
+                self._log(f"samples of step {step} were lost with their node: made again")
+
+    def describe(self, batch: Batch, limit: int) -> list[dict[str, Any]]:
+        """Some of a batch's rollouts, to look at; none where they were lost with their node."""
+        try:
+            return self._describe(batch, limit)
+        except ObjectLostError:
+            return []
+
+    def report(self, iteration: dict[str, Any]) -> None:
+        """An iteration is over: its row of metrics, with `step` and `of`."""
+        self._steering.measured(iteration)
 
     # Inside
+
+    @property
+    def _wish(self) -> Any:
+        return self._steering.wish
+
+    def _describe(self, batch: Batch, limit: int | None) -> list[dict[str, Any]]:
+        timeout = self.config.cluster.shard_timeout_s
+        return self.scorers.describe(batch.shards, limit, timeout)
+
+    def _rebuild(self, lost: LearnersLost) -> None:
+        """Make the learner group anew from the last checkpoint; also when that dies in turn."""
+        while True:
+            self._losses += 1
+            if self._losses > LOSSES:
+                raise RuntimeError(
+                    f"the learner group was lost {self._losses} times in a row at step "
+                    f"{self.step}: it would be again. The last time: {lost}"
+                ) from lost
+            self._log(f"{_first_line(lost)}; going back to the last checkpoint")
+            try:
+                self.learners.rebuild(_first_line(lost))
+                self._go_back_to(
+                    self.checkpoints.latest(), incarnation=self.version.incarnation + 1
+                )
+                return
+            except LearnersLost as again:
+                lost = again
 
     def _go_back_to(self, checkpoint: Checkpoint | None, *, incarnation: int) -> None:
         """Take up the state of `checkpoint` (None: of the beginning) under a new incarnation."""
@@ -200,47 +215,71 @@ class Cluster:
         self.version = Version(incarnation, self.step)
         self.publish(self.step)
 
-    def _exchange(self, now: float) -> None:
-        """Report to the control actor and hear what is wished, without waiting."""
-        if self._exchanging:
-            return
-        self._exchanging = True
-        self._report.actors = [
-            {
-                "name": member.life.name,
-                "role": "generator",
-                "state": str(member.life.state),
-                "version": str(member.life.version or "-"),
-                "work": len(member.leases),
-                "last_error": member.life.last_error,
-                **(asdict(member.vitals) if member.vitals else {}),
-            }
-            for member in self.pool.members()
-        ]
-        self.reactor.when(
-            self._control.exchange.remote(self._report),
-            self._on_wish,
-            who="control",
-            what="exchange",
-            timeout=30.0,
+    def _standing(self) -> list[Standing]:
+        return self.scorers.standing() + self.learners.standing()
+
+    def _rollouts(self, prompts: Prompts) -> RolloutService:
+        config = self.config
+        shape = BatchShape(
+            config.ppo.prompts, config.ppo.samples, config.rollout.shard_prompts, config.run.seed
+        )
+        return RolloutService(
+            self.reactor,
+            self.ledger,
+            self.scorers,
+            train=prompts.train,
+            heldout=prompts.heldout,
+            shape=shape,
+            timeout=config.cluster.shard_timeout_s,
+            deliver=self.learners.fetch,
+            log=self._log,
         )
 
-    def _on_wish(self, outcome: Outcome) -> None:
-        self._exchanging = False
-        if outcome.error is not None:
-            return  # asked again at the next exchange
-        self._wish = outcome.value
-        if self._wish.generators is not None:
-            self.pool.scale(self._wish.generators)
+    def _pool(self, plan: Plan, spec: GeneratorSpec) -> GeneratorPool:
+        config = self.config
+        settings = PoolSettings(
+            max_staleness=config.ppo.max_staleness,
+            depth=_depth(config),
+            start_timeout=config.cluster.start_timeout_s,
+            shard_timeout=config.cluster.shard_timeout_s,
+            heartbeat_timeout=config.cluster.heartbeat_timeout_s,
+        )
+        return GeneratorPool(
+            self.reactor,
+            self.ledger,
+            spawn=spawner(spec, plan.generator, threads=plan.threads, run=config.run.name),
+            order_of=self.rollouts.order_of,
+            on_commit=self.rollouts.on_commit,
+            settings=settings,
+            log=self._log,
+        )
 
-    def _watch(self, now: float) -> None:
-        """Say where a stalled run stands."""
-        for wait in self.reactor.oldest()[:3]:
-            if now - wait.since > STALL_AFTER:
-                self._log(f"waiting for {wait.who}: {wait.what}, {now - wait.since:.0f} s")
+
+def _learners(
+    reactor: Reactor, config: Config, plan: Plan, spec: LearnerSpec, log: Callable[[str], None]
+) -> LearnerGroup:
+    times = config.cluster
+    return LearnerGroup(
+        reactor,
+        spec,
+        plan.learner,
+        ranks=plan.learners,
+        threads=plan.threads,
+        run=config.run.name,
+        deadlines=Deadlines(
+            start=times.start_timeout_s,
+            update=times.update_timeout_s,
+            silent=SILENCES * times.heartbeat_timeout_s,
+        ),
+        log=log,
+    )
 
 
 def _depth(config: Config) -> int:
     """Shards that a generator holds at most: what fills its engine, and never fewer than two."""
     shard = config.rollout.shard_prompts * config.ppo.samples
     return max(2, config.rollout.max_in_flight // shard)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,33 +1,36 @@
 """Generators as Ray actors, each in a placement group of its own."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group
 
 from rlhf_ray.actors.generator import GeneratorActor, GeneratorSpec, Order
 from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.generators.registry import BACKENDS
-from rlhf_ray.orchestration.placement import Share, within
-from rlhf_ray.orchestration.pool import Published
+from rlhf_ray.orchestration.placement import place_for, within
+from rlhf_ray.orchestration.pool import MOST_DEPTH, Published
+from rlhf_ray.orchestration.shares import Share
 
-CALLS_AT_ONCE = 64  # shards, heartbeats and loads that wait in an actor's threads at a time
+CALLS_AT_ONCE = MOST_DEPTH + 16  # threads of an actor: shards, and heartbeats, loads, aborts
 
 
 class RayGenerator:
-    """A generator actor. One death is final: the pool decides what follows, not Ray."""
+    """A generator actor. One death is final: the pool decides what follows, not Ray.
+
+    born: how many were made before it; the plan's nodes are for the first ones.
+    """
 
     def __init__(
-        self, name: str, spec: GeneratorSpec, share: Share, threads: int, run: str
+        self, name: str, born: int, spec: GeneratorSpec, share: Share, threads: int, run: str
     ) -> None:
-        self._group = placement_group([share.bundle()], strategy="PACK")
+        self._group = place_for(share, born)
         self._actor = (
             ray.remote(GeneratorActor)
             .options(
                 name=f"{run}-{name}",
-                num_cpus=share.cpus,
-                num_gpus=share.gpus,
+                **share.options(),
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=CALLS_AT_ONCE,
@@ -68,4 +71,5 @@ def spawner(
     spec: GeneratorSpec, share: Share, *, threads: int, run: str
 ) -> Callable[[str], RayGenerator]:
     """A function that makes the generator of a given name."""
-    return lambda name: RayGenerator(name, spec, share, threads, run)
+    born = itertools.count()
+    return lambda name: RayGenerator(name, next(born), spec, share, threads, run)

@@ -1,25 +1,50 @@
 """The learner group: N ranks that act as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
+from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
+from rlhf_ray.actors.presence import Presence
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.placement import Share, reserve, within
+from rlhf_ray.orchestration.placement import reserve, within
 from rlhf_ray.orchestration.pool import Published
-from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
+from rlhf_ray.orchestration.shares import Share
 
 ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
-CALL_TIMEOUT = 600.0  # seconds for what is short: publish, save, load
+CALL_TIMEOUT = 600.0  # seconds for what is short: publish, fetch
+BEAT_EVERY = 2.0
 
 
 class LearnersLost(RuntimeError):
     """A rank died: the group is to be rebuilt from the last checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds. silent: a rank that did not answer for so long is taken for dead."""
+
+    start: float
+    update: float
+    silent: float
+
+
+@dataclass
+class Rank:
+    """One rank. beating: a heartbeat is under way."""
+
+    name: str
+    actor: Any
+    presence: Presence | None = None
+    beating: bool = False
 
 
 class LearnerGroup:
@@ -34,88 +59,134 @@ class LearnerGroup:
         ranks: int,
         threads: int,
         run: str,
-        start_timeout: float,
-        update_timeout: float,
+        deadlines: Deadlines,
+        log: Callable[[str], None],
     ) -> None:
-        self._reactor, self._spec, self._share = reactor, spec, share
-        self._ranks, self._threads, self._run = ranks, threads, run
-        self._start_timeout, self._update_timeout = start_timeout, update_timeout
-        self._actors: list[Any] = []
-        self._group: Any = None
+        self._reactor, self._spec, self._share, self._log = reactor, spec, share, log
+        self._size, self._threads, self._run = ranks, threads, run
+        self._deadlines = deadlines
+        self._ranks: list[Rank] = []
+        self._placement: Any = None
+        self._doing = ""
+        self.version: Version | None = None
+        self.rebuilt = 0
+        self.last_error = ""
+        reactor.every(BEAT_EVERY, self._listen)
 
     def create(self) -> None:
         """Make the actors, without waiting for them."""
-        self._group = reserve(
+        self._placement = reserve(
             self._reactor,
-            [self._share.bundle()] * self._ranks,
-            strategy="PACK",
+            [self._share.bundle()] * self._size,
+            # Made anew, it goes wherever there is room: the planned node may be what died.
+            strategy="PACK" if self.rebuilt else self._share.strategy,
             who="learner group",
-            timeout=self._start_timeout,
+            timeout=self._deadlines.start,
+            target=self._share.node(0),
         )
-        threads = max(1, self._threads // self._ranks)
-        self._actors = [
-            ray.remote(LearnerActor)
-            .options(
-                name=f"{self._run}-learner-{rank}",
-                num_cpus=self._share.cpus,
-                num_gpus=self._share.gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=2,
-                scheduling_strategy=within(self._group, rank),
-                runtime_env={"env_vars": torch_environment(threads)},
+        threads = max(1, self._threads // self._size)
+        self._ranks = [
+            Rank(
+                f"learner-{rank}",
+                ray.remote(LearnerActor)
+                .options(
+                    name=f"{self._run}-learner-{rank}",
+                    **self._share.options(),
+                    max_restarts=0,
+                    max_task_retries=0,
+                    max_concurrency=2,
+                    scheduling_strategy=within(self._placement, rank),
+                    runtime_env={"env_vars": torch_environment(threads)},
+                )
+                .remote(rank, self._size, self._spec),
             )
-            .remote(rank, self._ranks, self._spec)
-            for rank in range(self._ranks)
+            for rank in range(self._size)
         ]
-        self._address = self._actors[0].address.remote()
-        self._started = [actor.start.remote(self._address) for actor in self._actors]
+        address = self._ranks[0].actor.address.remote()
+        self._started = [rank.actor.start.remote(address) for rank in self._ranks]
 
-    def wait_started(self) -> int:
-        """Wait until every rank has its model; the number of parameters of the policy."""
-        return self._gather(self._started, "start", self._start_timeout)[0]
+    def wait_started(self) -> None:
+        """Return when every rank has its model."""
+        here = self._gather(self._started, "start", self._deadlines.start)
+        for rank, presence in zip(self._ranks, here, strict=True):
+            rank.presence = presence
 
-    def update(self, step: int, shards: Sequence[tuple[Any, ...]]) -> dict[str, float]:
-        """One iteration on these shards."""
-        return self._all("update", step, list(shards), timeout=self._update_timeout)[0]
+    def rebuild(self, why: str) -> None:
+        """Make the group anew, without its state."""
+        self.rebuilt += 1
+        self.last_error = why
+        self.shutdown()
+        self.create()
+        self.wait_started()
+
+    def fetch(self, shards: Sequence[tuple[Any, ...]]) -> list[int]:
+        """Have every rank take these shards; which of them are gone, where some are."""
+        found = self._all("fetch", list(shards), timeout=CALL_TIMEOUT)
+        return sorted(set().union(*found))
+
+    def update(self, step: int) -> dict[str, float]:
+        """One iteration on the shards that were fetched."""
+        return self._all("update", step, timeout=self._deadlines.update)[0]
 
     def publish(self, version: Version) -> Published:
         """Pack the policy's weights as `version`; they stay where rank 0 is, to be pulled."""
         manifest = self._all("pack", version, timeout=CALL_TIMEOUT)[0]
+        self.version = version
         count = len(manifest.checksums)
-        refs = self._actors[0].take_buckets.options(num_returns=count).remote()
+        refs = self._ranks[0].actor.take_buckets.options(num_returns=count).remote()
         refs = [refs] if count == 1 else refs
         return Published(version, ray.put(manifest), tuple(refs), manifest.bytes)
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part of the state."""
-        self._all("save", str(directory), timeout=self._update_timeout)
+        self._all("save", str(directory), timeout=self._deadlines.update)
 
     def load(self, directory: Path) -> None:
         """Every rank reads its part of the state."""
-        self._all("load", str(directory), timeout=self._update_timeout)
+        self._all("load", str(directory), timeout=self._deadlines.update)
 
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a plain transformers directory."""
-        self._all("save_policy", str(directory), timeout=self._update_timeout)
+        self._all("save_policy", str(directory), timeout=self._deadlines.update)
+
+    def standing(self) -> list[Standing]:
+        """Every rank."""
+        return [
+            Standing(
+                name=rank.name,
+                role="learner",
+                state=self._doing or ("idle" if rank.presence else "starting"),
+                version=str(self.version or ""),
+                node=rank.presence.node if rank.presence else "",
+                pid=rank.presence.pid if rank.presence else None,
+                restarts=self.rebuilt,
+                last_error=self.last_error,
+            )
+            for rank in self._ranks
+        ]
 
     def shutdown(self) -> None:
         """Kill all ranks and give back what they reserved."""
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
-        self._actors = []
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
-            self._group = None
+        for rank in self._ranks:
+            self._reactor.forget(rank.name)
+            ray.kill(rank.actor, no_restart=True)
+        self._ranks, self._doing = [], ""
+        if self._placement is not None:
+            ray.util.remove_placement_group(self._placement)
+            self._placement = None
 
     def _all(self, method: str, *args: Any, timeout: float) -> list[Any]:
-        refs = [getattr(actor, method).remote(*args) for actor in self._actors]
-        return self._gather(refs, method, timeout)
+        self._doing = method
+        refs = [getattr(rank.actor, method).remote(*args) for rank in self._ranks]
+        found = self._gather(refs, method, timeout)
+        self._doing = ""
+        return found
 
     def _gather(self, refs: list[Any], what: str, timeout: float) -> list[Any]:
+        names = [rank.name for rank in self._ranks]
         try:
-            return self._reactor.results(refs, who="learner", what=what, timeout=timeout)
-        except (RayActorError, TimeoutError) as error:
+            return self._reactor.results(refs, who=names, what=what, timeout=timeout)
+        except (RayActorError, Late) as error:
             raise LearnersLost(f"the learner group was lost in `{what}`: {error}") from error
         except RuntimeError as error:
             if self._all_alive():
@@ -124,9 +195,30 @@ class LearnerGroup:
 
     def _all_alive(self) -> bool:
         """Whether every rank answers: of a dead one the others may hear first, by a broken line."""
-        calls = [actor.address.remote() for actor in self._actors]
+        calls = [rank.actor.address.remote() for rank in self._ranks]
+        names = [rank.name for rank in self._ranks]
         try:
-            self._reactor.results(calls, who="learner", what="answer", timeout=ANSWER_TIMEOUT)
-        except (RayActorError, TimeoutError):
+            self._reactor.results(calls, who=names, what="answer", timeout=ANSWER_TIMEOUT)
+        except (RayActorError, Late):
             return False
         return True
+
+    def _listen(self, now: float) -> None:
+        for rank in self._ranks:
+            if rank.presence is None or rank.beating:
+                continue  # while it starts, imports hold the interpreter for seconds
+            rank.beating = True
+            self._reactor.when(
+                rank.actor.beat.remote(),
+                partial(self._on_beat, rank),
+                who=rank.name,
+                what="heartbeat",
+                timeout=self._deadlines.silent,
+            )
+
+    def _on_beat(self, rank: Rank, outcome: Outcome) -> None:
+        """End a rank that is silent: who waits for what it owes hears of its death then."""
+        rank.beating = False
+        if isinstance(outcome.error, Late):
+            self._log(f"{rank.name} is silent for {self._deadlines.silent:.0f} s: it is ended")
+            ray.kill(rank.actor, no_restart=True)

@@ -181,6 +181,11 @@ class Ledger:
         """Shards that wait for a generator."""
         return sum(map(len, self._pending.values()))
 
+    def scores(self, batch: BatchKey) -> list[Any]:
+        """What `score` noted of each shard of a ready batch, in order; it stays open."""
+        assert self.is_ready(batch), f"{batch} is not ready: {self.unfinished(batch)}"
+        return [shard.scores for shard in self._batches[batch]]
+
     def consume(self, batch: BatchKey) -> list[Shard]:
         """Close a ready batch and return its shards in order. Twice in one lineage is counted."""
         assert self.is_ready(batch), f"{batch} is not ready: {self.unfinished(batch)}"

@@ -72,7 +72,6 @@ class Life:
     state: State = State.STARTING
     version: Version | None = None
     last_heard: float = field(default=0.0)
-    last_error: str = ""
 
     def __post_init__(self) -> None:
         self.last_heard = self.born
@@ -98,6 +97,7 @@ class RestartBudget:
     """How soon a dead generator is replaced: doubling delays, back to none after a quiet time.
 
     limit: deaths in a row after which no more are made and the run goes on with fewer.
+    total, last_error: how often it died in all, and of what.
     """
 
     first_delay: float = 1.0
@@ -105,11 +105,14 @@ class RestartBudget:
     limit: int = 8
     deaths: int = 0
     last_death: float = float("-inf")
+    total: int = 0
+    last_error: str = ""
 
     def died(self, now: float) -> float | None:
         """Note a death; the earliest time to make another, or None when the budget is spent."""
         self.deaths = 1 if now - self.last_death > self.quiet else self.deaths + 1
         self.last_death = now
+        self.total += 1
         if self.deaths > self.limit:
             return None
         return now if self.deaths == 1 else now + self.first_delay * 2.0 ** (self.deaths - 2)

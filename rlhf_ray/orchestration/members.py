@@ -1,9 +1,10 @@
 """One generator as the driver sees it: its life, its handle, what is under way; and its place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.generator import Order, Vitals
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.ledger import Lease
@@ -44,6 +45,23 @@ class Member:
     loading: Version | None = None
     vitals: Vitals | None = None
 
+    def standing(self) -> Standing:
+        """As status.py shows it."""
+        life, vitals = self.life, self.vitals
+        loading = f"loads {self.loading}" if self.loading else ""
+        shards = f"{len(self.leases)} shards" if self.leases else ""
+        return Standing(
+            name=life.name,
+            role="generator",
+            state=str(life.state),
+            version=str(life.version or ""),
+            node=vitals.node if vitals else "",
+            pid=vitals.pid if vitals else None,
+            work=", ".join(filter(None, (loading, shards))),
+            restarts=self.budget.total,
+            last_error=self.budget.last_error,
+        )
+
 
 class Places:
     """The places of a pool: each has its own restart budget, which its next generator inherits.
@@ -70,6 +88,21 @@ class Places:
         self._vacant.append((again, budget))
         return True
 
+    def standing(self, now: float) -> list[Standing]:
+        """The places that nobody holds, for their back-off is not over."""
+        return [
+            Standing(
+                name="(to be made)",
+                role="generator",
+                state="waiting",
+                work=f"made in {max(0.0, again - now):.0f} s",
+                restarts=budget.total,
+                last_error=budget.last_error,
+            )
+            for again, budget in self._vacant
+            if budget.total
+        ]
+
     def take(self, missing: int, now: float) -> list[RestartBudget]:
         """The places, of `missing` ones, that a generator may be made for now."""
         if missing <= 0:
@@ -81,3 +114,29 @@ class Places:
         due = [budget for again, budget in self._vacant if again <= now]
         self._vacant = [place for place in self._vacant if place[0] > now]
         return due
+
+
+@dataclass
+class Idleness:
+    """How much of the time the generators that hold a version had no shard, since the last `take`.
+
+    least: the fewest of them that there were.
+    """
+
+    least: int | None = None
+    _shares: float = 0.0
+    _samples: int = 0
+
+    def sample(self, members: Iterable[Member]) -> None:
+        """Look at them now."""
+        loaded = [m for m in members if m.life.version is not None]
+        idle = sum(not m.leases for m in loaded)
+        self.least = min(len(loaded), len(loaded) if self.least is None else self.least)
+        self._shares += idle / max(1, len(loaded))
+        self._samples += 1
+
+    def take(self) -> tuple[float, int]:
+        """(mean share that was idle, the fewest that held a version); begins anew."""
+        share, least = self._shares / max(1, self._samples), self.least or 0
+        self.least, self._shares, self._samples = None, 0.0, 0
+        return share, least

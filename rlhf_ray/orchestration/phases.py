@@ -1,5 +1,6 @@
 """Running a training phase (a generator of progress rows) as one Ray task that streams its rows."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,16 +9,23 @@ from ray.exceptions import RayTaskError
 
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.shares import Share
+from rlhf_ray.orchestration.watchdog import STALL_AFTER
 
 Row = dict[str, Any]
+ROW_TIMEOUT = 3600.0  # seconds between two rows: some steps, or one pass over what is set apart
 
 
 def stream(
-    phase: Callable[..., Iterator[Row]], *args: Any, share: Share, threads: int, name: str
+    phase: Callable[..., Iterator[Row]],
+    *args: Any,
+    share: Share,
+    threads: int,
+    name: str,
+    log: Callable[[str], None],
 ) -> Iterator[Row]:
     """The rows that `phase(*args)` yields, computed where Ray has room for `share`.
 
-    Raises what the phase raised.
+    Raises what the phase raised; TimeoutError, naming it, where it stalls.
     """
     # One call a worker: its memory goes back before the next phase starts.
     task = ray.remote(max_calls=1)(phase).options(
@@ -27,8 +35,28 @@ def stream(
         max_retries=0,
         runtime_env={"env_vars": torch_environment(threads)},
     )
+    rows = task.remote(*args)
     try:
-        for ref in task.remote(*args):
-            yield ray.get(ref)
+        while True:
+            _wait(rows, name, log)
+            try:
+                ref = next(rows)
+            except StopIteration:
+                return
+            yield ray.get(ref, timeout=ROW_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+
+
+def _wait(rows: Any, name: str, log: Callable[[str], None]) -> None:
+    """Return when there is a row, or the end; says so where that takes long."""
+    began = time.monotonic()
+    named = STALL_AFTER
+    while not ray.wait([rows], timeout=min(named, STALL_AFTER), fetch_local=False)[0]:
+        waited = time.monotonic() - began
+        if waited > ROW_TIMEOUT:
+            ray.cancel(rows, force=True)
+            raise TimeoutError(f"{name} gave no row in {waited:.0f} s: it is taken for stalled")
+        if waited >= named:
+            log(f"waiting for {name}: its next row for {waited:.0f} s")
+            named = 2 * waited

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError
 
+from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.generator import Order, ShardMeta
 from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
-from rlhf_ray.orchestration.members import Handle, Member, Places, Published
+from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
 from rlhf_ray.orchestration.reactor import Outcome, Reactor
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
 ABORT_TIMEOUT = 30.0
-MOST_DEPTH = 48  # an actor's threads are 64: some must be left for heartbeats and loads
+MOST_DEPTH = 48
 
 __all__ = ["GeneratorPool", "Handle", "Member", "PoolSettings", "Published"]
 
@@ -60,15 +61,14 @@ class GeneratorPool:
         self._settings, self._log = settings, log
         self._members: dict[str, Member] = {}
         self._published: Published | None = None
-        self._roomy: dict[
-            str, Member
-        ] = {}  # all that have room for a shard, and some that have not
+        self._roomy: dict[str, Member] = {}  # all with room for a shard, and some without
         self._places = Places()
         self._depth = min(settings.depth, MOST_DEPTH)
         self._born = 0
         self._served = False
         self.wanted = 0
         self.restarts = 0
+        self.idleness = Idleness()
         reactor.every(BEAT_EVERY, self._listen)
         reactor.every(RECONCILE_EVERY, self.reconcile)
         reactor.every(0.0, lambda now: self.dispatch())
@@ -115,9 +115,18 @@ class GeneratorPool:
         """How many hold the current version."""
         return sum(m.life.state is State.SERVING for m in self._members.values())
 
+    def published_bytes(self) -> int:
+        """Size of the version that generators are to hold; 0 before the first."""
+        return self._published.bytes if self._published else 0
+
     def loaded(self) -> int:
         """How many hold a version, be it the current one or the one before."""
         return sum(m.life.version is not None for m in self._members.values())
+
+    def standing(self) -> list[Standing]:
+        """Every generator, and the places of those that are to be made later."""
+        rows = [member.standing() for member in self._members.values()]
+        return rows + self._places.standing(self._reactor.clock())
 
     def shutdown(self) -> None:
         """Kill all generators."""
@@ -128,6 +137,7 @@ class GeneratorPool:
 
     def reconcile(self, now: float) -> None:
         """Make what is missing, drain what is too much, remove what is drained, silent or late."""
+        self.idleness.sample(self._members.values())
         for lease in self._ledger.expired(now):
             if member := self._members.get(lease.generator):
                 self._condemn(member, f"shard not finished in {self._settings.shard_timeout:.0f} s")
@@ -188,19 +198,27 @@ class GeneratorPool:
         )
 
     def _on_loaded(self, member: Member, outcome: Outcome) -> None:
+        if isinstance(outcome.error, ObjectLostError):
+            member.loading = None  # gone with the learners' node: the next version is on its way
+            self._log(f"{member.life.name}: a version is gone; it waits for the next")
+            return
         if outcome.error is not None:
             self._died(member, outcome.error)
             return
         assert self._published is not None, "nothing is loaded before it is published"
+        first = member.life.version is None
         member.loading, member.life.version = None, outcome.value
         if member.life.state is not State.STALE:
             return
-        if outcome.value == self._published.version:
-            member.life.happen(Event.LOADED)
-            self._served = True
-            self._roomy[member.life.name] = member
-        else:
+        if outcome.value != self._published.version:
             self._load(member)
+            return
+        member.life.happen(Event.LOADED)
+        self._roomy[member.life.name] = member
+        if first and self._served:
+            seconds = self._reactor.clock() - member.life.born
+            self._log(f"{member.life.name} serves, {seconds:.1f} s after it was asked for")
+        self._served = True
 
     def _recall(self, member: Member) -> None:
         """Have it forget all that it works on; it loads nothing before that is done."""
@@ -304,7 +322,6 @@ class GeneratorPool:
         if member.life.state is State.DEAD:
             return
         draining = draining or member.life.state is State.DRAINING
-        member.life.last_error = str(error)
         member.life.happen(Event.DIED)
         self._remove(member)
         if draining:
@@ -313,6 +330,7 @@ class GeneratorPool:
             raise RuntimeError(f"no generator could be started: {error}") from error
         self.restarts += 1
         self._log(f"{member.life.name} died ({_first_line(error)}); its shards go to others")
+        member.budget.last_error = _first_line(error)
         if self._places.vacate(member.budget, self._reactor.clock()):
             return
         left = self.wanted - self._places.given_up

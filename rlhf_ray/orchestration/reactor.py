@@ -16,6 +16,10 @@ TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic func
 EXPIRE_EVERY = 0.1  # seconds between looks at the deadlines
 
 
+class Late(TimeoutError):
+    """A remote call did not end by its deadline; the message names whom it was asked of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a remote call ended: with a value, or with the error that it or its actor died of."""
@@ -85,7 +89,7 @@ class Reactor:
         what: str,
         timeout: float,
     ) -> None:
-        """Run `then` once `ref` is there or failed; past the deadline it gets a TimeoutError."""
+        """Run `then` once `ref` is there or failed; past the deadline it gets `Late`."""
         assert ref not in self._waits, f"{who}: {what} is waited for already"
         now = self.clock()
         self._waits[ref] = Wait(ref, who, what, now, now + timeout, then)
@@ -103,15 +107,20 @@ class Reactor:
             raise box[0].error
         return box[0].value
 
-    def results(self, refs: Sequence[Any], *, who: str, what: str, timeout: float) -> list[Any]:
-        """The values of `refs`, in order; the first error ends the wait, for the others too."""
+    def results(
+        self, refs: Sequence[Any], *, who: Sequence[str], what: str, timeout: float
+    ) -> list[Any]:
+        """The values of `refs`, in order, asked of `who`, one each.
+
+        The first error ends the wait, for the others too.
+        """
         boxes: list[Outcome | None] = [None] * len(refs)
         for i, ref in enumerate(refs):
 
             def put(outcome: Outcome, i: int = i) -> None:
                 boxes[i] = outcome
 
-            self.when(ref, put, who=f"{who}[{i}]", what=what, timeout=timeout)
+            self.when(ref, put, who=who[i], what=what, timeout=timeout)
         self.pump_until(lambda: all(boxes) or any(box and box.error for box in boxes))
         for box in boxes:
             if box is not None and box.error is not None:
@@ -155,7 +164,7 @@ class Reactor:
                 late = (
                     f"{wait.who} did not finish `{wait.what}` in {wait.deadline - wait.since:.0f} s"
                 )
-                wait.then(Outcome(error=TimeoutError(late)))
+                wait.then(Outcome(error=Late(late)))
 
 
 def _cause(error: RayError) -> Exception:

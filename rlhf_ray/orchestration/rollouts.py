@@ -1,6 +1,6 @@
 """Rollouts on request: opens batches, has what is committed scored, hands over what is done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,10 @@ class BatchShape:
 
 
 class RolloutService:
-    """What the loop asks for rollouts; the generator pool and the scorers do the work."""
+    """What the loop asks for rollouts; the generator pool and the scorers do the work.
+
+    deliver: hands scored shards to the learners; returns which of them are gone, if any.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,10 @@ class RolloutService:
         heldout: Sequence[Prompt],
         shape: BatchShape,
         timeout: float,
+        deliver: Callable[[list[tuple[Any, Any, Any]]], list[int]],
+        log: Callable[[str], None],
     ) -> None:
+        self._deliver, self._log = deliver, log
         self._reactor, self._ledger, self._scorers = reactor, ledger, scorers
         self._prompts = {TRAIN: train, HELDOUT: heldout, CALIBRATION: train}
         self._shape, self._timeout = shape, timeout
@@ -79,14 +85,14 @@ class RolloutService:
             self._requested = step
 
     def take(self, step: int) -> Batch:
-        """This step's rollouts, once they are all scored; everything else is served meanwhile."""
-        return self._take(BatchKey(TRAIN, step))
+        """This step's rollouts, scored and with the learners; all else is served meanwhile."""
+        return self._take(BatchKey(TRAIN, step), self._deliver)
 
     def sample_once(self, split: int, step: int, prompts: int) -> Batch:
         """One response to each of the first `prompts` prompts of a split, under version `step`."""
         key = BatchKey(split, step)
         self._open(key, range(min(prompts, len(self._prompts[split]))), 1)
-        return self._take(key)
+        return self._take(key, lambda shards: [])
 
     def order_of(self, keys: tuple[RolloutKey, ...]) -> Order:
         """The prompts of some rollouts."""
@@ -110,7 +116,7 @@ class RolloutService:
         if not self._ledger.holds(lease):
             return  # voided by a return to a checkpoint, or lost and leased anew
         if isinstance(error, ObjectLostError):
-            self._ledger.lose(lease.batch, lease.shard)
+            self._lose(lease.batch, [lease.shard])
         elif error is not None:
             raise error
         else:
@@ -130,9 +136,15 @@ class RolloutService:
         self._ledger.open(key, shards)
         self._progress[key] = _Progress(self._reactor.clock())
 
-    def _take(self, key: BatchKey) -> Batch:
+    def _take(
+        self, key: BatchKey, deliver: Callable[[list[tuple[Any, Any, Any]]], list[int]]
+    ) -> Batch:
+        """Consume a batch once it is all scored and delivered; what is gone is generated again."""
         began = self._reactor.clock()
         self._reactor.pump_until(lambda: self._ledger.is_ready(key))
+        while gone := deliver(self._ledger.scores(key)):
+            self._lose(key, gone)
+            self._reactor.pump_until(lambda: self._ledger.is_ready(key))
         progress = self._progress.pop(key)
         return Batch(
             key=key,
@@ -142,3 +154,9 @@ class RolloutService:
             generate_seconds=(progress.committed or began) - max(progress.opened, 0.0),
             wait_seconds=self._reactor.clock() - began,
         )
+
+    def _lose(self, key: BatchKey, shards: Sequence[int]) -> None:
+        for index in shards:
+            self._ledger.lose(key, index)
+        names = ", ".join(map(str, shards))
+        self._log(f"shards {names} of step {key.step} were lost with their node: generated again")

@@ -1,18 +1,60 @@
 """The scorer pools: every committed shard goes to a reference and a reward scorer at once."""
 
-import itertools
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from rlhf_ray.actors.control import Standing
+from rlhf_ray.actors.presence import Presence
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor, ScorerSpec
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.placement import Share
-from rlhf_ray.orchestration.reactor import Outcome, Reactor
+from rlhf_ray.orchestration.placement import near
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
+from rlhf_ray.orchestration.shares import Share
 
-RETRIES = 3  # of a call whose actor died: scoring is pure, so doing it again changes nothing
+RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
+ROLES = {"reference": ReferenceActor, "reward": RewardActor}
+
+
+@dataclass
+class Scorer:
+    """One scorer. Ray restarts it; a restart shows by the process that answers."""
+
+    name: str
+    role: str
+    actor: Any
+    work: int = 0
+    restarts: int = 0
+    last_error: str = ""
+    presence: Presence | None = None
+
+    def heard(self, presence: Presence) -> None:
+        """It answered, from this process."""
+        if self.presence is not None and presence.pid != self.presence.pid:
+            self.restarts += 1
+            self.last_error = self.last_error or f"process {self.presence.pid} ended"
+        self.presence = presence
+
+    def restart(self, why: str) -> None:
+        """End its process; Ray makes another, and does what it owed again."""
+        self.last_error = why
+        ray.kill(self.actor, no_restart=False)
+
+    def standing(self) -> Standing:
+        """As status.py shows it."""
+        here = self.presence
+        return Standing(
+            name=self.name,
+            role=self.role,
+            state="scoring" if self.work else "idle" if here else "starting",
+            node=here.node if here else "",
+            pid=here.pid if here else None,
+            work=f"{self.work} shards" if self.work else "",
+            restarts=self.restarts,
+            last_error=self.last_error,
+        )
 
 
 class ScorerPools:
@@ -27,34 +69,41 @@ class ScorerPools:
         count: int,
         threads: int,
         run: str,
+        log: Callable[[str], None],
     ) -> None:
-        self._reactor = reactor
+        self._reactor, self._log = reactor, log
         self.calibration: Any = None
         # Both kinds score a shard at the same time, so they share the threads.
-        env = {"env_vars": torch_environment(max(1, threads // 2))}
+        env = {"env_vars": torch_environment(max(1, threads // len(ROLES)))}
 
-        def make(role: type, name: str) -> list[Any]:
-            actor = ray.remote(role)
-            return [
-                actor.options(
-                    name=f"{run}-{name}-{i}",
-                    num_cpus=share.cpus,
-                    num_gpus=share.gpus,
-                    max_restarts=-1,
-                    max_task_retries=RETRIES,
-                    runtime_env=env,
-                ).remote(spec)
-                for i in range(count)
-            ]
+        def make(role: str, index: int, place: int) -> Scorer:
+            name = f"{role}-{index}"
+            options = ray.remote(ROLES[role]).options(
+                name=f"{run}-{name}",
+                **share.options(),
+                scheduling_strategy=near(share, place),
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+                runtime_env=env,
+            )
+            return Scorer(name, role, options.remote(spec))
 
-        self._references = make(ReferenceActor, "reference")
-        self._rewards = make(RewardActor, "reward")
-        self._next_reference = itertools.cycle(self._references)
-        self._next_reward = itertools.cycle(self._rewards)
+        self._pools = {
+            role: [make(role, i, first * count + i) for i in range(count)]
+            for first, role in enumerate(ROLES)
+        }
 
-    def ready(self) -> list[Any]:
-        """References that resolve when each scorer has loaded."""
-        return [actor.ready.remote() for actor in self._references + self._rewards]
+    def wait_ready(self, timeout: float) -> None:
+        """Return when every scorer has loaded; raises what keeps one from it."""
+        scorers = self._all()
+        here = self._reactor.results(
+            [scorer.actor.ready.remote() for scorer in scorers],
+            who=[scorer.name for scorer in scorers],
+            what="start",
+            timeout=timeout,
+        )
+        for scorer, presence in zip(scorers, here, strict=True):
+            scorer.heard(presence)
 
     def score(
         self,
@@ -65,37 +114,74 @@ class ScorerPools:
         then: Callable[[tuple[Any, Any], Exception | None], None],
     ) -> None:
         """Score one shard; `then((ref columns, score columns), error)` once both are there."""
-        reference, reward = next(self._next_reference), next(self._next_reward)
-        ref_table, ref_rows = reference.score.options(num_returns=2).remote(table)
-        score_table, score_rows = reward.score.options(num_returns=2).remote(
-            table, self.calibration
-        )
-        missing = {"reference", "reward"}
+        columns: dict[str, Any] = {}
+        failed: list[Exception] = []
 
-        def settle(role: str, outcome: Outcome) -> None:
-            if outcome.error is not None and missing:
-                missing.clear()
-                then((ref_table, score_table), outcome.error)
-            elif missing == {role}:
-                missing.clear()
-                then((ref_table, score_table), None)
-            else:
-                missing.discard(role)
+        def settle(role: str, ref: Any, error: Exception | None) -> None:
+            if failed:
+                return
+            columns[role] = ref
+            if error is not None:
+                failed.append(error)
+                then((None, None), error)
+            elif len(columns) == len(ROLES):
+                then((columns["reference"], columns["reward"]), None)
 
-        for role, rows in (("reference", ref_rows), ("reward", score_rows)):
-            self._reactor.when(
-                rows,
-                partial(settle, role),
-                who=f"{role} scorer",
-                what=what,
-                timeout=timeout,
-            )
+        self._score("reference", (table,), what, timeout, settle)
+        self._score("reward", (table, self.calibration), what, timeout, settle)
 
-    def describe(self, shards: Any, limit: int | None = None) -> Any:
-        """A reference to samples (see RewardActor.describe) of scored shards."""
-        return self._rewards[0].describe.remote(shards, limit)
+    def describe(self, shards: Any, limit: int | None, timeout: float) -> list[dict[str, Any]]:
+        """Samples (see RewardActor.describe) of scored shards."""
+        for _ in range(RETRIES):
+            scorer = self._pools["reward"][0]
+            call = scorer.actor.describe.remote(shards, limit)
+            try:
+                return self._reactor.result(
+                    call, who=scorer.name, what="describe samples", timeout=timeout
+                )
+            except Late as late:
+                self._give_up_on(scorer, late)
+                last = late
+        raise last
+
+    def standing(self) -> list[Standing]:
+        """Every scorer."""
+        return [scorer.standing() for scorer in self._all()]
 
     def shutdown(self) -> None:
         """Kill all scorers."""
-        for actor in self._references + self._rewards:
-            ray.kill(actor, no_restart=True)
+        for scorer in self._all():
+            ray.kill(scorer.actor, no_restart=True)
+
+    def _all(self) -> list[Scorer]:
+        return [scorer for pool in self._pools.values() for scorer in pool]
+
+    def _score(
+        self,
+        role: str,
+        args: tuple[Any, ...],
+        what: str,
+        timeout: float,
+        then: Callable[[str, Any, Exception | None], None],
+        tries: int = RETRIES,
+    ) -> None:
+        """Have the least busy scorer of a role score; one that says nothing is started anew."""
+        scorer = min(self._pools[role], key=lambda scorer: scorer.work)
+        columns, answer = scorer.actor.score.options(num_returns=2).remote(*args)
+        scorer.work += 1
+
+        def settle(outcome: Outcome) -> None:
+            scorer.work -= 1
+            if isinstance(outcome.error, Late) and tries > 0:
+                self._give_up_on(scorer, outcome.error)
+                self._score(role, args, what, timeout, then, tries - 1)
+                return
+            if outcome.error is None:
+                scorer.heard(outcome.value)
+            then(role, columns, outcome.error)
+
+        self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=timeout)
+
+    def _give_up_on(self, scorer: Scorer, late: Late) -> None:
+        self._log(f"{late}; it is started anew")
+        scorer.restart(str(late))

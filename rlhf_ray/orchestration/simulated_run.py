@@ -174,6 +174,8 @@ class SimulatedRun:
                 scenario.prompts, scenario.samples, scenario.shard_prompts, scenario.seed
             ),
             timeout=scenario.shard_timeout,
+            deliver=lambda shards: [],
+            log=self.measured.log.append,
         )
         self.pool = GeneratorPool(
             self.reactor,

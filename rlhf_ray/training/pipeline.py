@@ -141,6 +141,7 @@ class Phases:
             share=self._plan.learner,
             threads=self._plan.threads,
             name=f"{phase} {self._config.run.name}",
+            log=self._console.note,
         )
         row: Row = {}
         with self._console.phase(phase, 1) as line:

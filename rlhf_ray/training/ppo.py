@@ -16,9 +16,11 @@ from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
 from rlhf_ray.models.loading import load_config, load_tokenizer
 from rlhf_ray.observe.console import Console
+from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
-from rlhf_ray.orchestration.cluster import Cluster
-from rlhf_ray.orchestration.placement import Plan
+from rlhf_ray.orchestration.cluster import Cluster, Specs
+from rlhf_ray.orchestration.plan import Plan
+from rlhf_ray.training import live
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
@@ -32,12 +34,12 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
         with cluster.recovery():  # a lost learner group goes back to it
             record.begin(step)
             cluster.rollouts.request(until=min(step + config.ppo.max_staleness, last))
-            batch = cluster.rollouts.take(step)  # scored as its shards finished
-            stats = cluster.learners.update(step, batch.shards)  # advantages, epochs
+            batch = cluster.rollouts.take(step)  # scored as its shards finished, with the learners
+            stats = cluster.learners.update(step)  # advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
             record.evaluate(step + 1)
             record.report(step, batch, stats)
-            record.checkpointed(cluster.checkpoint(step))
+            record.checkpointed(cluster.checkpoint(step, record.score))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,10 @@ def run_ppo(
     console: Console,
 ) -> dict[str, Any]:
     """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
-    cluster = _cluster(config, plan, start, prompts, console.note)
+    cluster = _cluster(config, plan, start, prompts, Journal(config.dir, console.note))
     try:
+        if log.gauges:
+            cluster.reactor.every(live.EVERY, live.Live(cluster, log.gauges).update)
         cluster.start(cluster.checkpoints.latest() if start.resume else None)
         log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
@@ -69,7 +73,7 @@ def run_ppo(
             record.prepare()
             train(config, cluster, record)
         with written_aside(config.dir / "policy") as aside:
-            cluster.learners.save_policy(aside)
+            cluster.save_policy(aside)
         return record.summary(bad_rows=prompts.bad_rows, cut_prompts=prompts.cut)
     finally:
         cluster.shutdown()
@@ -89,10 +93,7 @@ def _cluster(
     max_model_len = _context(config, start.policy)
     weights_dtype = _weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
-    return Cluster(
-        config,
-        plan,
-        prompts,
+    specs = Specs(
         generator=GeneratorSpec(
             backend=config.rollout.backend,
             model_path=start.policy,
@@ -105,6 +106,8 @@ def _cluster(
             max_in_flight=config.rollout.max_in_flight,
             run_seed=config.run.seed,
             trust_remote_code=trust,
+            run=config.run.name,
+            tensor_parallel=config.rollout.tensor_parallel,
         ),
         scorer=ScorerSpec(start.policy, start.reward, config.model.dtype, temperature, trust),
         learner=LearnerSpec(
@@ -118,8 +121,8 @@ def _cluster(
             probes=_probe_sequences(prompts, max_model_len - 2),
             trust_remote_code=trust,
         ),
-        log=note,
     )
+    return Cluster(config, plan, prompts, specs, note)
 
 
 def _context(config: Config, policy: str) -> int:

@@ -43,6 +43,7 @@ class Record:
         self._pending: dict[str, float] = {}
         self._checkpoint_seconds = 0.0
         self._reported = 0
+        self.score: float | None = None  # on held-out prompts, where the step that runs had them
         self.phase_seconds: dict[str, float] = {}
         self.samples_per_s: list[float] = []
 
@@ -52,8 +53,7 @@ class Record:
         """Calibrate the reward on the reference policy, and evaluate that policy: the baseline."""
         path = self._config.dir / "calibration.json"
         if self._cluster.step == 0:
-            batch = self._cluster.rollouts.sample_once(CALIBRATION, 0, CALIBRATION_PROMPTS)
-            found = calibrate(self._cluster.describe(batch.shards))
+            found = calibrate(self._cluster.sample(CALIBRATION, 0, CALIBRATION_PROMPTS))
             _write_json(path, asdict(found))
         self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
         if self._cluster.step == 0:
@@ -68,7 +68,7 @@ class Record:
         if step < self._reported:
             self._log.rewind("ppo", step)
         self._began = self._mark = time.monotonic()
-        self._pending, self._seconds = {}, {}
+        self._pending, self._seconds, self.score = {}, {}, None
 
     def published(self, seconds: float) -> None:
         """The version is out, after `seconds`."""
@@ -80,14 +80,13 @@ class Record:
         every, last = self._config.evaluate.every, self._config.ppo.iterations
         if done % every and done != last:
             return
-        batch = self._cluster.rollouts.sample_once(HELDOUT, done, self._config.evaluate.prompts)
-        samples = self._cluster.describe(batch.shards)
+        samples = self._cluster.sample(HELDOUT, done, self._config.evaluate.prompts)
         calibration = self._calibration
         found = evaluate(samples, calibration)
         _keep_samples(self._config.dir, done, samples, calibration, split="heldout")
         _write_json(_evaluation_path(self._config.dir, done), asdict(found))
         self._baseline = self._baseline or found
-        self._latest = found
+        self._latest, self.score = found, found.score
         self._pending |= found.metrics() | self._efficiency(found)
         self._seconds["time/evaluate"] = time.monotonic() - self._mark
         if done == 0:
@@ -117,7 +116,7 @@ class Record:
         self._log.write("ppo", step + 1, row)
         self._reported = step + 1
         if (step + 1) % self._config.evaluate.every == 0:
-            rows = self._cluster.describe(batch.shards, SAMPLES_KEPT)
+            rows = self._cluster.describe(batch, SAMPLES_KEPT)
             _keep_samples(self._config.dir, step + 1, rows, self._calibration, split="step")
         self._cluster.report({"step": step + 1, "of": self._config.ppo.iterations, **row})
         self._line.update(step + 1, row)

@@ -1,80 +1,79 @@
-"""Real faults in a real run: kill −9 and SIGSTOP, and the run ends as if nothing had been."""
+"""Real faults in real runs: kill −9 and SIGSTOP, and each run ends as if nothing had been."""
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.running.jobs import (
-    STEPS,
-    TINY,
-    actor_processes,
-    fingerprint,
-    rows,
-    start,
-    summary,
-    wait_for,
-)
+from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
+from tests.chaos.strikes import EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
+from tests.running.jobs import STEPS, TINY, fingerprint, succeed
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
-FAST = ("--cluster.heartbeat-timeout-s=6",)
+FLAGS = (*TINY, *IMPATIENT, f"--ppo.iterations={STEPS}")
+SEEDS = range(int(os.environ.get("CHAOS_SEED", "0")), int(os.environ.get("CHAOS_SEED", "0")) + 20)
 
 
-def strike(role: str, how: signal.Signals) -> int:
-    """Send a signal to the first living process of a role; its pid."""
-    found = wait_for(lambda: actor_processes(role), seconds=60, why=f"no {role} is alive")
-    os.kill(found[0].pid, how)
-    return found[0].pid
-
-
-def reached(run: Path, step: int) -> Callable[[], bool]:
-    return lambda: (
-        any(row["step"] >= step for row in rows(run)) if (run / "metrics.jsonl").exists() else False
-    )
-
-
-def finish(driver, run: Path) -> None:
-    """Wait for the run's good end; what it left."""
-    assert driver.wait(timeout=240) == 0, (run / "log").read_text()[-3000:]
-    counts = summary(run)["rollouts"]
-    assert counts["committed"] == counts["consumed"] == STEPS * 16
-    assert counts["duplicated"] == 0
-    assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))
-    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
-
-
-def test_generator_scorer_and_learner_killed_in_one_run(undisturbed: str, new_run: Make):
+def test_each_class_of_failure_in_one_run(undisturbed: str, new_run: Make):
     run, place = new_run("struck")
-    driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
-    for step, role in ((2, "generator"), (6, "reward"), (10, "learner")):
-        wait_for(reached(run, step), why=(run / "log").read_text())
-        strike(role, signal.SIGKILL)
-    finish(driver, run)
+    run_struck(run, place, FLAGS, EACH_CLASS, limit=240)
+    all_struck(run, EACH_CLASS)
+    check(run, STEPS)
     assert fingerprint(run) == undisturbed
-    log = (run / "log").read_text()
-    assert "its shards go to others" in log
-    assert "going back to the last checkpoint" in log
+    events = (run / "events.log").read_text()
+    assert "its shards go to others" in events
+    assert "going back to the last checkpoint" in events
+    assert "silent for" in events
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["generator", "reference", "reward", "learner"])
-def test_killed(undisturbed: str, new_run: Make, role: str):
-    run, place = new_run(f"killed-{role}")
-    driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
-    wait_for(reached(run, 2), why=(run / "log").read_text())
-    strike(role, signal.SIGKILL)
-    finish(driver, run)
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", sorted(MATRIX))
+def test_each_role_in_each_state(undisturbed: str, new_run: Make, name: str):
+    run, place = new_run("struck")
+    run_struck(run, place, FLAGS, MATRIX[name], limit=350)
+    all_struck(run, MATRIX[name])
+    check(run, STEPS)
     assert fingerprint(run) == undisturbed
 
 
-def test_a_wedged_generator_is_replaced(undisturbed: str, new_run: Make):
-    run, place = new_run("wedged")
-    driver = start("ppo", *place, *TINY, *FAST, f"--ppo.iterations={STEPS}", log=run / "log")
-    wait_for(reached(run, 2), why=(run / "log").read_text())
-    stopped = strike("generator", signal.SIGSTOP)
-    finish(driver, run)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_schedule_of_faults(undisturbed: str, new_run: Make, seed: int):
+    strikes = drawn(seed, STEPS)
+    print(f"CHAOS_SEED={seed}: {strikes}")
+    run, place = new_run("struck")
+    run_struck(run, place, FLAGS, strikes, limit=350)
+    check(run, STEPS)
     assert fingerprint(run) == undisturbed
-    assert stopped not in [p.pid for p in actor_processes()]
-    assert "silent for" in (run / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_either_rank_of_two_killed(base: Path, new_run: Make):
+    two = (*FLAGS, "--cluster.learners=2")
+    calm, place = new_run("calm")
+    succeed("ppo", *place, *two)
+    run, place = new_run("struck")
+    strikes = [*learner(KILL, which=0)[:2], *learner(KILL, which=1)[2:]]
+    run_struck(run, place, two, strikes, limit=350)
+    all_struck(run, strikes)
+    check(run, STEPS)
+    assert fingerprint(run) == fingerprint(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", [KILL, STOP])
+def test_running_ahead_struck(new_run: Make, how: int):
+    strikes = [
+        Strike("generator", "generator generates", 13, how, delay=0.005),
+        Strike("learner", "learner updates", 8, KILL, part_of_update=0.5),
+        Strike("reward", "scorer scores", 90, how, delay=0.002),
+    ]
+    run, place = new_run("struck")
+    run_struck(run, place, (*FLAGS, "--ppo.max-staleness=2"), strikes, limit=350)
+    all_struck(run, strikes)
+    check(run, STEPS, max_staleness=2)

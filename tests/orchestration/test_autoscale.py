@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.orchestration.autoscale import Limits, Load, wanted
+from rlhf_ray.orchestration.autoscale import AFTER_VAIN, Autoscaler, Limits, Load, wanted
 
 LIMITS = Limits(least=1, most=16)
 
@@ -25,6 +25,8 @@ def loads(n: int, *, waited: float, idle: float, serving: int = 99) -> list[Load
         (4, 0.08, 0.90, 4),  # idle in part, and yet waited for: neither
         (12, 0.90, 0.00, 16),  # never above the most
         (1, 0.00, 0.99, 1),  # nor below the least
+        (2, 0.00, 0.60, 1),  # one would have done
+        (2, 0.00, 0.40, 2),  # it would not
         (2, 0.99, 0.00, 4),
     ],
 )
@@ -97,3 +99,54 @@ def test_bounds_that_make_no_sense(bounds: tuple[int, int]) -> None:
 def test_eagerness_that_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="shares are between 0 and 1"):
         Limits(1, 2, idle=1.5)
+
+
+class Run:
+    """Iterations that wait max(0, work/min(n, useful) − learn) seconds, and what is decided."""
+
+    def __init__(self, *, work: float, learn: float, useful: float = 64, most: int = 16) -> None:
+        self.work, self.learn, self.useful = work, learn, useful
+        self.scaler, self.current = Autoscaler(Limits(1, most)), 1
+        self.seen: list[int] = []
+
+    def go(self, iterations: int) -> list[int]:
+        for _ in range(iterations):
+            generate = self.work / min(self.current, self.useful)
+            seconds = max(generate, self.learn)
+            idle = 1 - generate / seconds
+            load = Load(seconds, seconds - self.learn, idle, self.current)
+            self.current = self.scaler.decide(self.current, load)
+            self.seen.append(self.current)
+        return self.seen
+
+
+def test_it_grows_while_growing_helps() -> None:
+    run = Run(work=30.0, learn=4.0)
+    assert sorted(set(run.go(40))) == run.seen[:1] + sorted(set(run.seen) - {1})
+    assert 6 <= run.current <= 8 and run.scaler.ceiling is None
+    assert "generators: learners waited" in run.scaler.decision
+
+
+def test_a_growth_in_vain_is_taken_back_and_not_tried_again_for_a_while() -> None:
+    run = Run(work=30.0, learn=4.0, useful=2)  # two fill the cores: a third brings nothing
+    run.go(30)
+    assert run.current == 2
+    assert max(run.seen) > 2, "it was tried"
+    assert "did not shorten the wait" in run.scaler.decision
+    tried = len(run.seen)
+    run.go(AFTER_VAIN - 30)
+    assert set(run.seen[tried:]) == {2}
+    assert max(run.go(40)[tried:]) > 2, "then it is tried again: the cluster may have grown"
+
+
+def test_the_first_decision_of_a_run_outside_its_limits() -> None:
+    scaler = Autoscaler(Limits(2, 4))
+    assert scaler.decide(1, Load(1.0, 0.0, 0.0, 1)) == 2
+    assert scaler.decision == "1 → 2 generators: it is asked for"
+
+
+def test_shrinking_is_no_growth_to_be_judged() -> None:
+    run = Run(work=4.0, learn=20.0)
+    run.current = 8
+    assert run.go(40)[-1] == 1
+    assert run.scaler.ceiling is None

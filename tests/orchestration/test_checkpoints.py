@@ -34,6 +34,9 @@ class Disk:
     def write(self, step: int, size: int = 64) -> Path:
         return self.store.write(step, {"step": step}, fill(step % 256, size))
 
+    def score(self, step: int, score: float | None) -> Path:
+        return self.store.write(step, {"step": step, "score": score}, fill(step % 256))
+
     def names(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir())
 
@@ -62,6 +65,32 @@ def test_the_last_ones_are_kept_by_number_not_by_name(tmp_path: Path) -> None:
     assert disk.names() == ["step-1000000", "step-999999"]
     found = disk.store.latest()
     assert found is not None and found.meta["step"] == 1_000_000
+
+
+def test_the_best_stays_beside_the_last_ones(disk: Disk) -> None:
+    for step, score in ((4, 0.5), (8, 1.5), (12, None), (16, 1.0), (20, 1.25), (24, None)):
+        disk.score(step, score)
+    assert disk.names() == ["step-000008", "step-000020", "step-000024"]
+    best, latest = disk.store.best(), disk.store.latest()
+    assert best is not None and best.meta == {"step": 8, "score": 1.5}
+    assert latest is not None and latest.meta["step"] == 24
+    disk.score(28, 1.5)
+    assert disk.names() == ["step-000024", "step-000028"], "of equals the later is the best"
+
+
+def test_without_scores_the_last_ones_are_kept(disk: Disk) -> None:
+    for step in (4, 8, 12):
+        disk.score(step, None)
+    assert disk.store.best() is None
+    assert disk.names() == ["step-000008", "step-000012"]
+
+
+def test_a_best_one_of_a_void_lineage_goes(disk: Disk) -> None:
+    for step, score in ((4, 0.5), (8, 0.4), (12, 9.0), (16, 0.1), (20, 0.2)):
+        disk.score(step, score)
+    assert disk.names() == ["step-000012", "step-000016", "step-000020"]
+    disk.score(8, 0.3)
+    assert disk.names() == ["step-000008"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_time_passes_with_nothing_to_wait_for(bench: Bench) -> None:
 
 def test_results_keep_their_order(bench: Bench) -> None:
     refs = [bench.world.later(3.0 - i, i) for i in range(3)]
-    assert bench.reactor.results(refs, who="learner", what="save", timeout=9) == [0, 1, 2]
+    assert bench.reactor.results(refs, who="abc", what="save", timeout=9) == [0, 1, 2]
 
 
 def test_the_first_error_ends_the_wait_for_all(bench: Bench) -> None:
@@ -110,15 +110,15 @@ def test_the_first_error_ends_the_wait_for_all(bench: Bench) -> None:
         bench.world.later(0.5, "well"),
     ]
     with pytest.raises(RayActorError):
-        bench.reactor.results(refs, who="learner", what="update", timeout=1000)
+        bench.reactor.results(refs, who="abc", what="update", timeout=1000)
     assert bench.world.now == pytest.approx(1.0, abs=0.1)
     assert bench.reactor.oldest() == [], "nobody waits for the ranks that hang"
 
 
 def test_a_deadline_among_results_names_the_rank(bench: Bench) -> None:
     refs = [bench.world.later(1.0), SimRef()]
-    with pytest.raises(TimeoutError, match=r"learner\[1\] did not finish `update` in 5 s"):
-        bench.reactor.results(refs, who="learner", what="update", timeout=5)
+    with pytest.raises(TimeoutError, match=r"^learner-1 did not finish `update` in 5 s"):
+        bench.reactor.results(refs, who=["learner-0", "learner-1"], what="update", timeout=5)
 
 
 def test_what_is_waited_for_longest_comes_first(bench: Bench) -> None:

@@ -65,7 +65,7 @@ def test_the_same_seed_is_the_same_run_to_the_last_digit() -> None:
 
 def test_an_undisturbed_run_requeues_and_restarts_nothing() -> None:
     measured = simulate(Scenario(generators=4, max_staleness=1))
-    assert measured.restarts == 0 and measured.log == []
+    assert measured.restarts == 0 and faults(measured.log) == []
     assert not measured.counts["requeued"] and not measured.counts["refused"]
 
 
@@ -75,6 +75,11 @@ def test_running_ahead_keeps_generators_busier() -> None:
         for k in (0, 1)
     ]
     assert busy[1] > busy[0] + 0.1
+
+
+def faults(log: list[str]) -> list[str]:
+    """What is no fault (a generator that serves) left out."""
+    return [line for line in log if " serves, " not in line]
 
 
 class Started:
@@ -114,7 +119,7 @@ def test_a_stopped_process_is_found_by_its_silence_and_replaced() -> None:
     victim._stop()
     timeout = started.run.scenario.heartbeat_timeout
     assert abs(started.until(lambda: victim.ended_at < NEVER) - timeout) <= 2
-    assert "silent for 20 s" in started.run.measured.log[0]
+    assert "silent for 20 s" in faults(started.run.measured.log)[0]
     batch = started.run.rollouts.take(0)
     started.run._check(0, batch)
     started.until(lambda: started.pool.serving() == 2)
@@ -166,7 +171,7 @@ def test_scaling_up_and_down_between_two_batches() -> None:
     assert sorted(started.states()) == [State.DRAINING, State.DRAINING, State.SERVING]
     started.until(lambda: len(started.live()) == 1)
     assert started.ledger.counts["requeued"] == 0, "the drained finished what they held"
-    assert started.run.measured.log == []
+    assert faults(started.run.measured.log) == []
     started.run._check(0, started.run.rollouts.take(0))
 
 
@@ -177,7 +182,7 @@ def test_one_that_is_still_starting_is_drained_without_blame() -> None:
     started.until(lambda: started.world.now > began + 30)
     started.pool.scale(1)
     started.until(lambda: len(started.live()) == 1)
-    assert (started.run.measured.log, started.pool.restarts) == ([], 0)
+    assert (faults(started.run.measured.log), started.pool.restarts) == ([], 0)
 
 
 def test_a_generator_that_keeps_dying_is_given_up_and_the_run_goes_on_with_fewer() -> None:
@@ -189,7 +194,7 @@ def test_a_generator_that_keeps_dying_is_given_up_and_the_run_goes_on_with_fewer
         return any("going on with 1" in line for line in started.run.measured.log)
 
     started.until(kill_the_youngest)
-    assert "9 deaths in a row: going on with 1 generators" in started.run.measured.log[-1]
+    assert "9 deaths in a row: going on with 1 generators" in faults(started.run.measured.log)[-1]
     began = started.world.now
     started.pool.scale(2)  # the same wish, heard again and again, changes nothing
     started.until(lambda: started.world.now > began + 60)

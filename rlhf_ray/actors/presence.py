@@ -1,0 +1,20 @@
+"""Where an actor runs: what it says of its process, so that nobody has to ask Ray for it."""
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """One process. node: the host's address and the beginning of Ray's id of the node."""
+
+    pid: int
+    node: str
+
+
+def present() -> Presence:
+    """Of the process that calls."""
+    node = ray.get_runtime_context().get_node_id()
+    return Presence(os.getpid(), f"{ray.util.get_node_ip_address()}/{node[:6]}")

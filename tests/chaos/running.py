@@ -1,0 +1,97 @@
+"""Runs that are struck, and what must hold of each however it was struck."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.data.ids import TRAIN, RolloutKey, rollout_id
+from rlhf_ray.data.prompts import batch_of_step
+from tests.chaos.strikes import DRIVER, Strike
+from tests.running.jobs import ROOT, actor_processes, rows, summary, wait_for
+
+PROMPTS = 16  # of an iteration, as in TINY
+# Short deadlines, so that what is stopped is found soon; a start may take long on a busy machine.
+IMPATIENT = (
+    *("--cluster.heartbeat-timeout-s=6", "--cluster.shard-timeout-s=20"),
+    "--cluster.start-timeout-s=60",
+)
+
+
+def run_struck(
+    run: Path, place: Sequence[str], flags: Sequence[str], strikes: Sequence[Strike], *, limit: int
+) -> None:
+    """Run with strikes to its end, resumed where the driver itself was struck."""
+    code = _drive(run, strikes, [*place, *flags], limit)
+    if any(note["struck"]["role"] == DRIVER for note in notes(run, "struck")):
+        assert code == -signal.SIGKILL, (run / "log").read_text()[-3000:]
+        wait_for(lambda: not actor_processes(), seconds=30, why="actors outlive their driver")
+        code = _drive(run, [], [*place, "--resume"], limit)
+    assert code == 0, (run / "log").read_text()[-3000:]
+
+
+def _drive(run: Path, strikes: Sequence[Strike], flags: Sequence[str], limit: int) -> int:
+    """tests/chaos/driver.py to its end; its exit status. The output is added to `log`."""
+    asked = run / "strikes.json"
+    asked.write_text(json.dumps([asdict(strike) for strike in strikes]))
+    driver = str(ROOT / "tests" / "chaos" / "driver.py")
+    with (run / "log").open("a") as out:
+        done = subprocess.run(
+            [sys.executable, driver, str(asked), str(journal(run)), *flags],
+            cwd=ROOT,
+            timeout=limit,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    return done.returncode
+
+
+def journal(run: Path) -> Path:
+    """What the driver wrote down."""
+    return run / "journal.jsonl"
+
+
+def notes(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The driver's notes that say `kind`."""
+    lines = journal(run).read_text().splitlines() if journal(run).exists() else []
+    return [note for note in map(json.loads, lines) if kind in note]
+
+
+def check(run: Path, steps: int, *, max_staleness: int = 0) -> None:
+    """Every rollout was consumed once in the lineage that survives, fresh enough; nobody is left.
+
+    The ids are those that the tables held which the learners took, not the ledger's counts.
+    """
+    surviving: dict[int, dict[str, Any]] = {}
+    lived: set[tuple[int, int]] = set()
+    for note in notes(run, "consumed"):
+        step = note["consumed"]
+        assert (note["incarnation"], step) not in lived, f"step {step} was learned from twice"
+        lived.add((note["incarnation"], step))
+        surviving = {k: v for k, v in surviving.items() if k < step} | {step: note}
+    assert sorted(surviving) == list(range(steps))
+    prompts = notes(run, "prompts")[0]["prompts"]
+    for step, note in surviving.items():
+        ids = batch_of_step(prompts, PROMPTS, 0, step)
+        asked = [rollout_id(RolloutKey(TRAIN, step, i, 0)) for i in ids]
+        assert sorted(note["ids"]) == sorted(asked), f"step {step}: other rollouts than asked for"
+        for spans in note["spans"]:
+            versions = list(zip(spans[1::3], spans[2::3], strict=True))
+            assert {incarnation for incarnation, _ in versions} == {note["incarnation"]}
+            assert all(0 <= step - sampled <= max_staleness for _, sampled in versions), spans
+    counts = summary(run)["rollouts"]
+    assert counts["committed"] == counts["consumed"] == steps * PROMPTS
+    assert counts["duplicated"] == 0
+    assert [row["step"] for row in rows(run)] == list(range(steps + 1))
+    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
+
+
+def all_struck(run: Path, strikes: Sequence[Strike]) -> None:
+    """Every strike found its process."""
+    struck = [note for note in notes(run, "struck") if note["pid"]]
+    assert len(struck) == len(strikes), struck

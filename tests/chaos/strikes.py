@@ -1,0 +1,116 @@
+"""Who is struck when, and how: by hand for each state of each role, or drawn from a seed."""
+
+import random
+import signal
+from dataclasses import dataclass
+
+DRIVER = "driver"
+KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One signal to one process.
+
+    at: the point of the run (see driver.py). time: its how manieth occurrence. delay: seconds after
+    it, and `part_of_update` times the seconds of the last update. which: of the role's processes,
+    by age; -1 is the youngest.
+    """
+
+    role: str
+    at: str
+    time: int
+    signal: int = KILL
+    delay: float = 0.0
+    part_of_update: float = 0.0
+    which: int = -1
+
+
+def generator(how: int, first: int) -> list[Strike]:
+    """In each state, some iterations apart (four shards and one load each)."""
+    return [
+        Strike("generator", "learner updates", first, how, part_of_update=0.2),  # idle
+        Strike("generator", "generator generates", 4 * (first + 3), how, delay=0.005),
+        Strike("generator", "generator loads", first + 9, how, delay=0.002),  # mid-sync
+        Strike("generator", "generator made", 4, how, delay=2.0),  # loading its engine
+    ]
+
+
+def scorers(how: int) -> list[Strike]:
+    """Both kinds, while they score."""
+    return [
+        Strike("reference", "scorer scores", 20, how, delay=0.002),
+        Strike("reward", "scorer scores", 60, how, delay=0.002),
+    ]
+
+
+def learner(how: int, which: int = -1) -> list[Strike]:
+    """In log-probs, in an epoch, between update and publish, in a save, in a load."""
+    return [
+        Strike("learner", "learner updates", 3, how, part_of_update=0.05, which=which),
+        Strike("learner", "learner updates", 7, how, part_of_update=0.7, which=which),
+        Strike("learner", "learner publishes", 12, how, which=which),
+        Strike("learner", "learner saves", 11, how, delay=0.001, which=which),
+    ]
+
+
+MATRIX = {
+    "generator killed": generator(KILL, 2),
+    "generator stopped": generator(STOP, 2),
+    "scorers killed": scorers(KILL),
+    "scorers stopped": scorers(STOP),
+    "learner killed": learner(KILL),
+    "learner stopped": [learner(STOP)[1]],
+    "learner killed while it loads a checkpoint": [
+        Strike("learner", "learner updates", 3, part_of_update=0.5),
+        Strike("learner", "learner loads", 1, delay=0.001),
+    ],
+    "generator and learner killed at once": [
+        Strike("learner", "learner updates", 3, part_of_update=0.3),
+        Strike("generator", "learner updates", 3, part_of_update=0.3),
+    ],
+    "driver killed in an update": [Strike(DRIVER, "learner updates", 4, part_of_update=0.5)],
+    "driver killed while it generates": [Strike(DRIVER, "generator generates", 14, delay=0.01)],
+    "driver killed in a save": [Strike(DRIVER, "learner saves", 5, delay=0.003)],
+    "driver killed before a publish": [Strike(DRIVER, "learner publishes", 5)],
+}
+
+# One case of each class of failure in one run.
+EACH_CLASS = [
+    Strike("generator", "generator generates", 9, KILL, delay=0.005),
+    Strike("reward", "scorer scores", 30, KILL, delay=0.002),
+    Strike("learner", "learner updates", 6, KILL, part_of_update=0.5),
+    Strike("generator", "learner updates", 9, STOP, part_of_update=0.2),
+]
+
+_RATES = {  # occurrences of a point in one iteration
+    "generator generates": 4,
+    "generator loads": 1,
+    "scorer scores": 8,
+    "learner updates": 1,
+    "learner publishes": 1,
+    "learner saves": 1,
+}
+
+
+def drawn(seed: int, iterations: int) -> list[Strike]:
+    """Two to four strikes on any role at any point; at most one on the driver, and that last."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(draw.randint(2, 4)):
+        at = draw.choice(sorted(_RATES))
+        found.append(
+            Strike(
+                role=draw.choice(["generator", "reference", "reward", "learner"]),
+                at=at,
+                time=max(1, round(_RATES[at] * draw.uniform(1, iterations - 1))),
+                signal=draw.choice([KILL, KILL, STOP]),
+                delay=draw.uniform(0.0, 0.05),
+                part_of_update=draw.choice([0.0, draw.random()]),
+            )
+        )
+    if draw.random() < 0.4:
+        at = draw.choice(sorted(_RATES))
+        moment = max(1, round(_RATES[at] * draw.uniform(2, iterations - 1)))
+        found.append(Strike(DRIVER, at, moment, delay=draw.uniform(0, 0.3)))
+    return found

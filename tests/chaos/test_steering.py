@@ -1,0 +1,55 @@
+"""A run that is scaled, asked about and stopped while it goes on, by the jobs that users have."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.running.jobs import TINY, actor_processes, job, rows, start, succeed, summary, wait_for
+
+Make = Callable[[str], tuple[Path, tuple[str, ...]]]
+
+
+def status(name: str) -> dict[str, Any]:
+    """What jobs/status.py says; nothing while no run of the name is alive."""
+    done = job("status", f"--run={name}", "--json")
+    return json.loads(done.out.splitlines()[-1]) if done.code == 0 else {}
+
+
+def serving(found: dict[str, Any]) -> list[str]:
+    return [
+        actor["name"]
+        for actor in found.get("actors", [])
+        if actor["role"] == "generator" and actor["state"] in ("serving", "stale")
+    ]
+
+
+def test_scaled_up_asked_about_stopped_and_resumed(new_run: Make):
+    run, place = new_run("steered")
+    driver = start("ppo", *place, *TINY, "--ppo.iterations=2000", log=run / "log")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 2)
+    out = succeed("scale", "--run=steered", "--generators=+1")
+    assert "steered: 2 generators are wished for" in out
+    before = len(rows(run))
+    found = wait_for(lambda: (s := status("steered")) and len(serving(s)) == 2 and s)
+    assert len(rows(run)) > before, "the loop went on while the second one started"
+    assert {actor["role"] for actor in found["actors"]} == {
+        *("driver", "control", "generator", "reference", "reward", "learner")
+    }
+    assert all(actor["pid"] and actor["state"] for actor in found["actors"])
+    assert found["iteration"]["of"] == 2000 and found["iteration"]["time/update"] > 0
+    refused = job("scale", "--run=steered", "--generators=-5")
+    assert refused.code == 2 and "a run needs at least 1" in refused.out
+    succeed("scale", "--run=steered", "--generators=auto", "--min=1", "--max=1")
+    succeed("stop", "--run=steered")
+    assert driver.wait(timeout=60) == 0, (run / "log").read_text()[-3000:]
+    events = (run / "events.log").read_text()
+    for words in ("1 → 2 generators", "generator-1 serves", "autoscaling between 1 and 1"):
+        assert words in events
+    done = summary(run)
+    assert done["iterations"] == rows(run)[-1]["step"] < 2000
+    assert done["rollouts"]["committed"] == done["rollouts"]["consumed"] == 16 * done["iterations"]
+    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
+    more = done["iterations"] + 1
+    succeed("ppo", *place, "--resume", f"--ppo.iterations={more}")
+    assert [row["step"] for row in rows(run)] == list(range(more + 1))
