@@ -97,6 +97,11 @@ def _with_shares(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) 
         return Share(cpus, fallback if asked is None else asked, pin)
 
     cores = [node.cpus for node in nodes if node.cpus]
+    if not cores and cluster.threads is None:
+        raise ValueError(
+            "no node with CPUs is up yet, so their threads cannot be counted: give "
+            "--cluster.threads, the cores of a node"
+        )
     return Plan(
         generator=share(
             GENERATOR, cluster.generator_cpus, cluster.generator_gpus, generator_default
@@ -106,7 +111,7 @@ def _with_shares(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) 
         generators=cluster.generators,
         learners=cluster.learners,
         scorers=cluster.scorers,
-        threads=cluster.threads or max(1, int(min(cores, default=1))),
+        threads=cluster.threads or max(1, int(min(cores))),
         nodes=tuple(nodes),
     )
 

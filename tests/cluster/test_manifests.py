@@ -1,0 +1,181 @@
+"""What cluster/ asks Kubernetes, Ray's launcher, Prometheus and Grafana for is what those take."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+
+from rlhf_ray.observe.gauges import gauge_name
+from rlhf_ray.observe.keys import KEYS
+from rlhf_ray.orchestration.shares import GENERATOR, LEARNER, SCORER
+from tests.running.jobs import ROOT
+
+CLUSTER = ROOT / "cluster"
+# A directory of KubeRay's definitions: ray.io_rayclusters.yaml and ray.io_rayjobs.yaml.
+SCHEMAS = os.environ.get("KUBERAY_SCHEMAS")
+LAUNCHER = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+OF_VLLM = {
+    "ray_vllm_num_requests_running",
+    "ray_vllm_num_requests_waiting",
+    "ray_vllm_kv_cache_usage_perc",
+    "ray_vllm_prefix_cache_hits_total",
+    "ray_vllm_prefix_cache_queries_total",
+}
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def plain(schema: Any) -> Any:
+    """A definition's schema as JSON schema: nothing beside what it names, but where it says so."""
+    if isinstance(schema, dict):
+        closed = {key: plain(value) for key, value in schema.items()}
+        if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            closed.setdefault("additionalProperties", False)
+        if schema.get("x-kubernetes-int-or-string"):
+            closed.pop("type", None)
+        return closed
+    return [plain(item) for item in schema] if isinstance(schema, list) else schema
+
+
+@pytest.mark.parametrize("object_", documents(CLUSTER / "kuberay" / "base.yaml"))
+def test_plain_objects_are_kubernetes(object_: dict[str, Any]):
+    kubernetes_validate.validate(object_, "1.31", strict=True)
+
+
+@pytest.mark.skipif(not SCHEMAS, reason="KUBERAY_SCHEMAS names no directory of definitions")
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_ray_objects_are_kuberays(name: str):
+    (definition,) = documents(Path(SCHEMAS or "") / f"ray.io_{name}s.yaml")
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    (object_,) = documents(CLUSTER / "kuberay" / f"{name}.yaml")
+    assert object_["kind"] == definition["spec"]["names"]["kind"]
+    schema = version["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.Draft202012Validator(plain(schema)).validate(object_)
+
+
+def ray_clusters() -> list[dict[str, Any]]:
+    (cluster,) = documents(CLUSTER / "kuberay" / "raycluster.yaml")
+    (job,) = documents(CLUSTER / "kuberay" / "rayjob.yaml")
+    return [cluster["spec"], job["spec"]["rayClusterSpec"]]
+
+
+@pytest.mark.parametrize("spec", ray_clusters())
+def test_every_role_has_pods_of_its_own_that_grow_with_it(spec: dict[str, Any]):
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"]
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert groups.keys() == {"generators", "scorers", "learners"}
+    for name, role in (("generators", GENERATOR), ("scorers", SCORER), ("learners", LEARNER)):
+        group = groups[name]
+        offers = json.loads(json.loads(group["rayStartParams"]["resources"]))
+        assert offers.keys() == {role}
+        assert group["minReplicas"] == 0 < group["maxReplicas"]
+    for part in [spec["headGroupSpec"], *groups.values()]:
+        pod = part["template"]["spec"]
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod},
+            "1.31",
+            strict=True,
+        )
+        (container,) = pod["containers"]
+        assert {"name": "runs", "mountPath": "/runs"} in container["volumeMounts"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_a_failed_run_is_resumed_on_storage_that_outlives_its_cluster():
+    (job,) = documents(CLUSTER / "kuberay" / "rayjob.yaml")
+    spec = job["spec"]
+    assert spec["backoffLimit"] > 0 and spec["shutdownAfterJobFinishes"]
+    assert "--run.root /runs --run.name first" in spec["entrypoint"]
+    assert "$(test -e /runs/first/config.yaml && echo --resume)" in spec["entrypoint"]
+    assert "--cluster.role-resources --cluster.autoscaling" in spec["entrypoint"]
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_the_launcher_takes_its_files(name: str):
+    (config,) = documents(CLUSTER / name)
+    jsonschema.validate(config, json.loads(LAUNCHER.read_text()))
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in " ".join(config[commands])
+    assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
+    assert any("auth_token" in target for target in config["file_mounts"])
+
+
+def maker() -> Any:
+    path = CLUSTER / "monitoring" / "make_dashboard.py"
+    spec = importlib.util.spec_from_file_location("make_dashboard", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard and of the alerts."""
+    dashboard = json.loads((CLUSTER / "monitoring" / "grafana" / "rlhf.json").read_text())
+    (rules,) = documents(CLUSTER / "monitoring" / "rules.yml")
+    found = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", [])]
+    return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_the_dashboard_is_what_its_table_makes():
+    written = json.loads((CLUSTER / "monitoring" / "grafana" / "rlhf.json").read_text())
+    assert written == maker().dashboard()
+    places = [tuple(panel["gridPos"][k] for k in "xy") for panel in written["panels"]]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("query", queries())
+def test_queries_ask_for_metrics_and_tags_that_there_are(query: str):
+    tags = {
+        f"ray_{gauge_name(key)}": {"run", "role", "actor", "phase", *m.tags}
+        for key, m in KEYS.items()
+    }
+    named = re.findall(r"\bray_\w+", query)
+    assert named
+    for name in named:
+        assert name in tags or name in OF_VLLM, name
+    for name, matchers in re.findall(r"\b(ray_\w+)\{([^}]*)\}", query):
+        for tag in re.findall(r"(\w+)(?:=~|!=|=)", matchers):
+            assert tag in tags.get(name, {"model_name"})
+
+
+def test_alerts_cover_what_is_promised():
+    (rules,) = documents(CLUSTER / "monitoring" / "rules.yml")
+    names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    promised = {
+        "NoProgress",
+        "KLOutOfBounds",
+        "Restarts",
+        "StaleGenerator",
+        "Staleness",
+        "NotFinite",
+    }
+    assert {f"Rlhf{name}" for name in promised} <= names
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="Debian's package prometheus is not there")
+def test_prometheus_loads_our_configuration_and_the_alerts_fire_when_they_should():
+    monitoring = CLUSTER / "monitoring"
+    for args in (
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "rules.yml"],
+        ["test", "rules", "rules_test.yml"],
+    ):
+        done = subprocess.run(
+            ["promtool", *args], cwd=monitoring, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
