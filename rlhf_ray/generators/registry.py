@@ -30,7 +30,15 @@ def _vllm(*args: Any, **options: Any) -> "Generator":
         gc.enable()
 
 
-def _transformers(*args: Any, **options: Any) -> "Generator":
+def _transformers(
+    *args: Any, metrics_as: str | None = None, tensor_parallel: int = 1, **options: Any
+) -> "Generator":
+    """It has no metrics of its own, and is of one device."""
+    if tensor_parallel > 1:
+        raise ValueError(
+            f"rollout.tensor_parallel {tensor_parallel} is for rollout.backend vllm: transformers "
+            f"runs on one device"
+        )
     from rlhf_ray.generators.transformers_engine import TransformersGenerator
 
     return TransformersGenerator(*args, **options)

@@ -5,6 +5,7 @@ tests/contracts/test_generators.py. The process needs `environment.vllm_environm
 imports this file.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.stats import SchedulerStats
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.flight import Flight, check_room
@@ -22,6 +24,7 @@ from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampli
 from rlhf_ray.generators.state import state_layout
 
 BLOCK_SIZE = 32  # tokens of a cache block; the CPU's default of 128 would hide stale prefixes
+METRICS_EVERY = 1.0  # seconds
 MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step; a prompt is never split (`_engine_args`)
 
 # Architectures whose loader in vLLM refuses `lm_head.weight`: their tied head is repacked instead.
@@ -29,7 +32,10 @@ HEADLESS_LOADERS = frozenset({"bloom"})
 
 
 class VLLMGenerator:
-    """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling."""
+    """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling.
+
+    metrics_as: vLLM's own metrics go to Ray's metrics port under this `model_name`; None: nowhere.
+    """
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class VLLMGenerator:
         kv_cache_mb: int = 512,
         tensor_parallel: int = 1,
         trust_remote_code: bool = False,
+        metrics_as: str | None = None,
     ) -> None:
         self._sampling, self._version = sampling, version
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
@@ -67,10 +74,13 @@ class VLLMGenerator:
                 async_scheduling=False,
                 enforce_eager=True,
                 skip_tokenizer_init=True,
-                disable_log_stats=True,
+                disable_log_stats=metrics_as is None,
+                served_model_name=metrics_as,
                 use_tqdm_on_load=False,
-            )
+            ),
+            stat_loggers=_ray_loggers() if metrics_as else None,
         )
+        self._metrics = _Metrics(self._engine) if metrics_as else None
         self._core = self._engine.engine_core
         self._queue: deque[Request] = deque()
         self._flights: dict[str, Flight] = {}
@@ -93,7 +103,10 @@ class VLLMGenerator:
         while self._queue and len(self._flights) < self._max_num_seqs:
             self._start(self._queue.popleft())
         finished = []
-        for output in self._core.get_output().outputs:
+        outputs = self._core.get_output()
+        if self._metrics:
+            self._metrics.add(outputs)
+        for output in outputs.outputs:
             flight = self._flights.get(output.request_id)
             if flight is not None and self._advance(flight, output):
                 del self._flights[output.request_id]
@@ -227,6 +240,49 @@ class VLLMGenerator:
         self._core.abort_requests(waiting)
         for key in waiting:
             self._start(self._flights.pop(key).request)
+
+
+def _ray_loggers() -> list[type]:
+    """vLLM's metrics on Ray. Imported when wanted: it brings Ray and all of Ray Serve."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]
+
+
+class _Metrics:
+    """Adds up what vLLM's steps report and tells its logger once a second, not at every step.
+
+    The histograms of latencies stay empty: they belong to vLLM's own request loop.
+    """
+
+    def __init__(self, engine: LLMEngine) -> None:
+        kind = _ray_loggers()[0]
+        (self._logger,) = (x for x in engine.logger_manager.stat_loggers if isinstance(x, kind))
+        self._queries = self._hits = self._prompt_tokens = self._tokens = 0
+        self._told = 0.0
+
+    def add(self, outputs: EngineCoreOutputs) -> None:
+        """Count one step."""
+        for output in outputs.outputs:
+            self._tokens += len(output.new_token_ids)
+            if output.prefill_stats is not None:
+                self._prompt_tokens += output.prefill_stats.num_prompt_tokens
+        stats = outputs.scheduler_stats
+        if stats is None:
+            return
+        self._queries += stats.prefix_cache_stats.queries
+        self._hits += stats.prefix_cache_stats.hits
+        now = time.monotonic()
+        if now - self._told >= METRICS_EVERY or not stats.num_running_reqs:
+            self._told = now
+            self._tell(stats)
+
+    def _tell(self, stats: SchedulerStats) -> None:
+        stats.prefix_cache_stats.queries, stats.prefix_cache_stats.hits = self._queries, self._hits
+        self._logger.record(stats, None)
+        self._logger.counter_prompt_tokens[0].inc(self._prompt_tokens)
+        self._logger.counter_generation_tokens[0].inc(self._tokens)
+        self._queries = self._hits = self._prompt_tokens = self._tokens = 0
 
 
 def _repack_head(model: Any) -> None:

@@ -12,13 +12,18 @@ PHASES: tuple[Phase, ...] = ("sft", "rm", "ppo")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table. `kind` is `total` for what only grows during a run."""
+    """One row of the table. `kind` is `total` for what only grows during a run.
+
+    live: no number of an iteration, but set all the time, on the metrics port alone; for the actor
+    that the tags `role` and `actor` name.
+    """
 
     unit: str
     help: str
     phases: tuple[Phase, ...] = ("ppo",)
     kind: Literal["gauge", "total"] = "gauge"
     tags: tuple[str, ...] = ()
+    live: bool = False
 
 
 _ALL: tuple[Phase, ...] = PHASES
@@ -87,6 +92,26 @@ KEYS: dict[str, Metric] = {
     "heldout/gap_mean": Metric("score", "mean score gap of a pair set apart", phases=_RM),
     "heldout/gap_std": Metric("score", "standard deviation of that gap", phases=_RM),
     "heldout/calibration_error": Metric("fraction", "calibration error of σ(gap)", phases=_RM),
+    # Live, on the metrics port alone
+    "progress/step": Metric("steps", "steps of the phase that are done", phases=_ALL, live=True),
+    "progress/of": Metric("steps", "steps that the phase is to have", phases=_ALL, live=True),
+    "progress/not_finite": Metric(
+        "values", "values of the last row that were NaN or infinite", phases=_ALL, live=True
+    ),
+    "weights/bytes": Metric("bytes", "size of the version that generators pull", live=True),
+    "queue/pending": Metric("shards", "shards that no generator has taken yet", live=True),
+    "actor/state": Metric(
+        "1", "1 for the state the actor is in, else 0", tags=("state",), live=True
+    ),
+    "actor/restarts": Metric("processes", "times it was started anew", kind="total", live=True),
+    "generator/shards": Metric("shards", "shards that the generator holds", live=True),
+    "generator/in_flight": Metric("rollouts", "responses under way in the engine", live=True),
+    "generator/tokens": Metric("tokens", "response tokens written so far", kind="total", live=True),
+    "generator/idle": Metric("1", "1 while it holds no shard, else 0", live=True),
+    "generator/version": Metric("steps", "step of the version that it holds", live=True),
+    "generator/lag": Metric("versions", "versions that it is behind the published one", live=True),
+    "generator/load_s": Metric("s", "pulling, loading and probing its last version", live=True),
+    "generator/silent_s": Metric("s", "since its engine's thread was last heard of", live=True),
 }
 
 

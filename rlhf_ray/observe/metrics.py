@@ -39,7 +39,7 @@ class RunLog:
         self._dir = Path(run_dir)
         self._dir.mkdir(parents=True, exist_ok=True)
         self._path = self._dir / "metrics.jsonl"
-        self._gauges = gauges
+        self.gauges = gauges
         self._boards: dict[str, EventFileWriter] = {}
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
@@ -61,8 +61,8 @@ class RunLog:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self._to_board(row)
-        if self._gauges:
-            self._gauges.set(phase, finite)
+        if self.gauges:
+            self.gauges.row(phase, step, values)
 
     def rewind(self, phase: Phase, step: int) -> int:
         """Forget what came after a checkpoint: rows of `phase` with a later step, and sample files.

@@ -42,7 +42,8 @@ def test_unit_and_place_are_right(key: str) -> None:
 def test_the_code_emits_it(key: str) -> None:
     """A key nobody writes must not stay in the table. Names are literals, `x_per_s` by its stem."""
     literal = key.removesuffix("_per_s") if key in ("tokens_per_s", "pairs_per_s") else key
-    sources = (f for f in PACKAGE.rglob("*.py") if f.parent.name != "observe")
+    files = PACKAGE.rglob("*.py")
+    sources = (f for f in files if f.parent.name != "observe" or f.name == "gauges.py")
     assert any(f'"{literal}"' in file.read_text(encoding="utf-8") for file in sources)
 
 
