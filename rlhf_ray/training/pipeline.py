@@ -14,7 +14,9 @@ import yaml
 from rlhf_ray.cli import read_recipe
 from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
+from rlhf_ray.data.preferences import absolute_parts
 from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.models.ensemble import first_member
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.gauges import Gauges
@@ -25,11 +27,13 @@ from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.observe.provenance import write_provenance
 from rlhf_ray.observe.report import write_report
 from rlhf_ray.observe.samples import before_after
+from rlhf_ray.observe.trackers import open_tracker
 from rlhf_ray.orchestration.phases import stream
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
 from rlhf_ray.training.ppo import Start, run_ppo
+from rlhf_ray.training.reward_ensemble import train_ensemble
 from rlhf_ray.training.reward_model import train_reward_model
 from rlhf_ray.training.sft import train_sft
 
@@ -52,7 +56,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
         write_provenance(
             config.dir, config.to_dict(), data_files=_files(config), threads={"role": plan.threads}
         )
-        with RunLog(config.dir, gauges=Gauges(config.run.name)) as log:
+        with open_log(config) as log:
             phases = Phases(config, plan, log, console)
             policy = phases.sft()
             reward, critic = phases.reward()
@@ -84,11 +88,11 @@ def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -
             f"a reward model grows from a model, and {base} holds none: run jobs/sft.py with the "
             f"same --run.name first, or give --rm.base DIR"
         )
-    with ray_session(), RunLog(config.dir, gauges=Gauges(config.run.name)) as log:
+    with ray_session(), open_log(config) as log:
         phases = Phases(config, plan_here(config), log, console)
         if phase == "sft":
             return out, phases.train("sft", train_sft, config, str(out))
-        return out, phases.train("rm", train_reward_model, config, base, str(out))
+        return out, phases.train_rewards(base, out)
 
 
 class Phases:
@@ -116,13 +120,20 @@ class Phases:
         config = self._config
         if config.reward.sources:
             models = [source.model for source in config.reward.sources if source.model]
-            return config.reward, models[0] if models else None
+            return config.reward, str(first_member(models[0])) if models else None
         out = config.dir / "reward"
         if not out.is_dir():
-            base = config.rm.base or self.sft()
-            self.train("rm", train_reward_model, config, base, str(out))
+            self.train_rewards(config.rm.base or self.sft(), out)
         sources = (RewardSource(model=str(out)),)
-        return dataclasses.replace(config.reward, sources=sources), str(out)
+        return dataclasses.replace(config.reward, sources=sources), str(first_member(out))
+
+    def train_rewards(self, base: str, out: Path) -> Row:
+        """The reward model at `out`, or the ensemble; the last row."""
+        config, note = self._config, self._console.note
+        if config.rm.members == 1:
+            return self.train("rm", train_reward_model, config, base, str(out))
+        rows = train_ensemble(config, base, out, plan=self._plan, log=note)
+        return self.show("rm", rows)
 
     def ppo(self, start: Start) -> Row:
         """The policy; summary.json's content."""
@@ -133,8 +144,6 @@ class Phases:
 
     def train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> Row:
         """Run a supervised phase on Ray, show and log its rows; the last of them."""
-        began = time.monotonic()
-        self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
         rows = stream(
             train,
             *args,
@@ -143,6 +152,12 @@ class Phases:
             name=f"{phase} {self._config.run.name}",
             log=self._console.note,
         )
+        return self.show(phase, rows)
+
+    def show(self, phase: Phase, rows: Iterator[Row]) -> Row:
+        """Show and log the rows of a phase as they come; the last of them."""
+        began = time.monotonic()
+        self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
         row: Row = {}
         with self._console.phase(phase, 1) as line:
             for row in rows:
@@ -150,6 +165,12 @@ class Phases:
         self.bad_rows += int(row.get("bad_rows", 0))
         self.seconds[phase] = time.monotonic() - began
         return row
+
+
+def open_log(config: Config) -> RunLog:
+    """The run's numbers: its files, Ray's gauges, and a tracker where one is set."""
+    tracker = open_tracker(config.run.tracker, config.dir, config.to_dict())
+    return RunLog(config.dir, gauges=Gauges(config.run.name), tracker=tracker)
 
 
 def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
@@ -160,7 +181,7 @@ def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
     log.write(phase, step, metrics)
 
 
-NOT_METRICS = ("step", "total", "epoch", "eta_s", "done", "bad_rows", "cut")
+NOT_METRICS = ("step", "total", "epoch", "eta_s", "done", "bad_rows", "leaked", "cut")
 
 
 def resolve(config: Config) -> Config:
@@ -188,11 +209,15 @@ def resolve(config: Config) -> Config:
         data,
         texts=_absolute(data.texts, "data.texts"),
         prompts=_absolute(data.prompts, "data.prompts"),
-        preferences=_absolute(data.preferences, "data.preferences"),
+        preferences=_lists(data.preferences, "data.preferences"),
+        heldout_preferences=_lists(data.heldout_preferences, "data.heldout_preferences"),
         heldout_prompts=_absolute(data.heldout_prompts, "data.heldout_prompts"),
     )
     model = dataclasses.replace(config.model, path=_absolute(config.model.path, "model.path"))
-    return dataclasses.replace(config, data=data, model=model)
+    meta = config.rm.meta
+    meta = dataclasses.replace(meta, samples=_absolute(meta.samples, "rm.meta.samples"))
+    rm = dataclasses.replace(config.rm, meta=meta, base=_absolute(config.rm.base, "rm.base"))
+    return dataclasses.replace(config, data=data, model=model, rm=rm)
 
 
 def claim(config: Config, *, resume: bool) -> None:
@@ -228,6 +253,14 @@ def _absolute(path: str | None, option: str) -> str | None:
     if Path(path).suffix in FILES or path.startswith((".", "/", "~")):
         raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file or directory")
     return path
+
+
+def _lists(path: str | None, option: str) -> str | None:
+    """As `_absolute`, of each part of a mixture."""
+    try:
+        return None if path is None else absolute_parts(path)
+    except ValueError as error:
+        raise ValueError(f"--{option.replace('_', '-')} {error}") from None
 
 
 FILES = (".txt", ".tsv", ".jsonl", ".parquet", ".json")

@@ -20,7 +20,7 @@ from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster, Specs
 from rlhf_ray.orchestration.plan import Plan
-from rlhf_ray.training import live
+from rlhf_ray.training import calibration, live
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
@@ -62,11 +62,14 @@ def run_ppo(
     console: Console,
 ) -> dict[str, Any]:
     """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
-    cluster = _cluster(config, plan, start, prompts, Journal(config.dir, console.note))
+    cluster = make_cluster(config, plan, start, prompts, Journal(config.dir, console.note))
     try:
         if log.gauges:
             cluster.reactor.every(live.EVERY, live.Live(cluster, log.gauges).update)
-        cluster.start(cluster.checkpoints.latest() if start.resume else None)
+        checkpoint = cluster.checkpoints.latest() if start.resume else None
+        if checkpoint is None:
+            calibration.forget(config)
+        cluster.start(checkpoint)
         log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
             record = Record(config, cluster, log, line)
@@ -79,13 +82,14 @@ def run_ppo(
         cluster.shutdown()
 
 
-def _cluster(
+def make_cluster(
     config: Config,
     plan: Plan,
     start: Start,
     prompts: Prompts,
     note: Callable[[str], None],
 ) -> Cluster:
+    """The run's actors, made and not yet started."""
     eos = load_tokenizer(
         start.policy, trust_remote_code=config.model.trust_remote_code
     ).eos_token_id

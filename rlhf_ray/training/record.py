@@ -17,6 +17,7 @@ from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.observe.samples import Sample, Split, write_samples
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.rollouts import Batch
+from rlhf_ray.training.calibration import store_with_model
 from rlhf_ray.training.evaluation import Evaluation, calibrate, evaluate, kl_efficiency
 
 CALIBRATION_PROMPTS = 256
@@ -55,6 +56,7 @@ class Record:
         if self._cluster.step == 0:
             found = calibrate(self._cluster.sample(CALIBRATION, 0, CALIBRATION_PROMPTS))
             _write_json(path, asdict(found))
+            store_with_model(self._config, found)
         self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
         if self._cluster.step == 0:
             self.evaluate(0)

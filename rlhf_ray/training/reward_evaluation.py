@@ -31,7 +31,7 @@ class Verdict:
 
     metrics: name -> value. histogram: edges and counts of the score gap. calibration: for each bin
     of confidence its mean, the share that was right, and the number of pairs. lengths: see
-    `by_length`. sources: name -> pairs and pair accuracy.
+    `by_length`. sources: name -> pairs and pair accuracy. scores: of each text, in their order.
     """
 
     metrics: dict[str, float]
@@ -39,6 +39,7 @@ class Verdict:
     calibration: list[dict[str, float]]
     lengths: dict[str, float]
     sources: dict[str, dict[str, float]]
+    scores: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -83,6 +84,7 @@ def judge(scores_N: Tensor, data: RankedData, lists: list[RankedList]) -> Verdic
         calibration=calibration_curve(gaps_P),
         lengths=by_length(scores_N.numpy(), gaps_P.numpy(), lengths_N, data),
         sources=by_source(gaps_P.numpy(), data, lists),
+        scores=scores_N.tolist(),
     )
 
 

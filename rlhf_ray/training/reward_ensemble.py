@@ -1,0 +1,116 @@
+"""An ensemble of reward models, trained side by side; and what it gets right together."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_ray.algos.ensemble import COMBINATIONS, combine_scores
+from rlhf_ray.config import Config
+from rlhf_ray.models.ensemble import first_member, member_name, write_ensemble
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.reward_model import Calibration, calibrate
+from rlhf_ray.orchestration.plan import Plan
+from rlhf_ray.orchestration.side_by_side import side_by_side
+from rlhf_ray.training.output import write_json
+from rlhf_ray.training.ranked_data import tokenise_lists
+from rlhf_ray.training.reward_evaluation import judge
+from rlhf_ray.training.reward_model import (
+    EVALUATION_FILE,
+    METRICS_FILE,
+    load_split,
+    train_reward_model,
+)
+
+Row = dict[str, Any]
+
+
+def train_ensemble(
+    config: Config, base: str, out: Path, *, plan: Plan, log: Callable[[str], None]
+) -> Iterator[Row]:
+    """Train `config.rm.members` reward models into `out`; the rows of them all as one phase's.
+
+    Members that are there already are not trained again. A row's step and total are sums over
+    members; its metrics are those of the member it came from. The last row (done) has the metrics
+    of their mean. Raises ValueError as `train_reward_model` does, and without held-out lists, which
+    give the members a common scale.
+    """
+    if config.data.heldout_preferences is None and config.data.heldout_fraction == 0:
+        raise ValueError(
+            "an ensemble needs held-out lists, on which its members get a common scale: set "
+            "--data.heldout-fraction 0.1, or give --data.heldout-preferences FILE"
+        )
+    aside = _aside(config, out)
+    missing = [i for i in range(config.rm.members) if not (aside / member_name(i)).is_dir()]
+    calls = [((config, base, str(aside / member_name(i))), {"member": i}) for i in missing]
+    latest: dict[int, Row] = {}
+    row: Row = {}
+    for place, row in side_by_side(
+        train_reward_model, calls, plan=plan, name=f"rm {config.run.name}", log=log
+    ):
+        latest[place] = row
+        yield _together(row, latest, len(calls))
+    verdict = _finish(config, aside)
+    if out.exists():
+        shutil.rmtree(out)
+    aside.rename(out)
+    last = _together(row, latest, len(calls)) if row else {"step": 1, "total": 1}
+    yield last | verdict | {"done": True}
+
+
+def _aside(config: Config, out: Path) -> Path:
+    """Where members wait for each other; those of other settings, or to be replaced, are gone."""
+    aside = out.with_name(f".{out.name}.members")
+    settings, file = (
+        repr((config.run.seed, config.rm, config.data, config.model)),
+        aside / "settings.txt",
+    )
+    if config.run.overwrite or not file.is_file() or file.read_text() != settings:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        file.write_text(settings)
+    return aside
+
+
+def _together(row: Row, latest: dict[int, Row], calls: int) -> Row:
+    """`row` with the steps of all members; those that have not begun will take as many."""
+    total = sum(one["total"] for one in latest.values()) / len(latest) * calls
+    return {k: v for k, v in row.items() if k != "done"} | {
+        "step": sum(one["step"] for one in latest.values()),
+        "total": round(total),
+    }
+
+
+def _finish(config: Config, out: Path) -> dict[str, float]:
+    """Write ensemble.json, metrics.json and evaluation.json; the metrics of the mean."""
+    names = [member_name(i) for i in range(config.rm.members)]
+    held = [json.loads((out / name / EVALUATION_FILE).read_text()) for name in names]
+    scores_MN = torch.tensor([one["scores"] for one in held])
+    scales = [calibrate(scores_N) for scores_N in scores_MN]
+    write_ensemble(out, names, scales)
+    tokenizer = load_tokenizer(first_member(out), trust_remote_code=config.model.trust_remote_code)
+    split = load_split(config, tokenizer)
+    data = tokenise_lists(tokenizer, split.heldout, max_tokens=config.rm.max_tokens)
+    scaled_MN = _scaled(scores_MN, scales)
+    verdicts = {
+        how: judge(combine_scores(scaled_MN, how=how), data, split.heldout) for how in COMBINATIONS
+    }
+    accuracies = [one["metrics"]["pair_accuracy"] for one in held]
+    summary = {f"heldout/{k}": v for k, v in verdicts["mean"].metrics.items()}
+    members = {
+        "members": len(names),
+        "member_accuracy_mean": float(np.mean(accuracies)),
+        "member_accuracy_std": float(np.std(accuracies)),
+        **{f"{how}/pair_accuracy": v.metrics["pair_accuracy"] for how, v in verdicts.items()},
+    }
+    write_json(out / METRICS_FILE, summary | members)
+    write_json(out / EVALUATION_FILE, verdicts["mean"].to_dict())
+    return summary
+
+
+def _scaled(scores_MN: torch.Tensor, scales: list[Calibration]) -> torch.Tensor:
+    return torch.stack([scale(one) for scale, one in zip(scales, scores_MN, strict=True)])
