@@ -151,7 +151,6 @@ class GeneratorActor:
             kv_cache_mb=spec.kv_cache_mb,
             trust_remote_code=spec.trust_remote_code,
             tensor_parallel=spec.tensor_parallel,
-            metrics_as=f"{spec.run}-{self.name}",
         )
 
     def _die(self, error: BaseException) -> None:
