@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from rlhf_ray.actors.engine_metrics import EngineMetrics
 from rlhf_ray.actors.presence import present
 from rlhf_ray.data import schemas
 from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, sampling_seed
@@ -53,12 +54,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ShardMeta:
-    """What the driver knows of a finished shard. seconds: from order to last token."""
+    """What the driver knows of a finished shard. seconds: from order to last token.
+
+    oldest: the version of its oldest token. mixed: responses written under more than one.
+    """
 
     rows: int
     tokens: int
     seconds: float
     oldest: Version
+    mixed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class GeneratorActor:
         self.name, self.spec = name, spec
         self.version: Version | None = None
         self._load_s = 0.0
+        self._metrics = EngineMetrics()
         self._thread = EngineThread(self._make_engine, on_failure=self._die)
 
     def ready(self) -> Vitals:
@@ -92,7 +98,8 @@ class GeneratorActor:
         return self.beat()
 
     def beat(self) -> Vitals:
-        """How the engine's thread is."""
+        """How the engine's thread is; shows the engine's metrics too."""
+        self._metrics.show()
         here = present()
         return Vitals(
             silent_s=self._thread.silent_for(),
@@ -132,7 +139,8 @@ class GeneratorActor:
         ]
         oldest = min(Version(*row["version_spans"][1:3]) for row in rows)
         tokens = sum(len(completion.response_token_ids) for completion in completions)
-        meta = ShardMeta(len(rows), tokens, time.monotonic() - began, oldest)
+        mixed = sum(len(row["version_spans"]) > 3 for row in rows)
+        meta = ShardMeta(len(rows), tokens, time.monotonic() - began, oldest, mixed)
         return schemas.rollout_table(rows), meta
 
     def abort(self, keys: Sequence[RolloutKey]) -> None:
@@ -151,6 +159,7 @@ class GeneratorActor:
             kv_cache_mb=spec.kv_cache_mb,
             trust_remote_code=spec.trust_remote_code,
             tensor_parallel=spec.tensor_parallel,
+            metrics_as=f"{spec.run}-{self.name}",
         )
 
     def _die(self, error: BaseException) -> None:

@@ -16,6 +16,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import SchedulerStats
 
 from rlhf_ray.data.ids import Version
@@ -34,7 +35,8 @@ HEADLESS_LOADERS = frozenset({"bloom"})
 class VLLMGenerator:
     """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling.
 
-    metrics_as: vLLM's own metrics go to Ray's metrics port under this `model_name`; None: nowhere.
+    metrics_as: the `model_name` under which vLLM's own metrics stand in the process's registry
+    of prometheus_client; None: it counts nothing.
     """
 
     def __init__(
@@ -78,7 +80,6 @@ class VLLMGenerator:
                 served_model_name=metrics_as,
                 use_tqdm_on_load=False,
             ),
-            stat_loggers=_ray_loggers() if metrics_as else None,
         )
         self._metrics = _Metrics(self._engine) if metrics_as else None
         self._core = self._engine.engine_core
@@ -242,13 +243,6 @@ class VLLMGenerator:
             self._start(self._flights.pop(key).request)
 
 
-def _ray_loggers() -> list[type]:
-    """vLLM's metrics on Ray. Imported when wanted: it brings Ray and all of Ray Serve."""
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
-    return [RayPrometheusStatLogger]
-
-
 class _Metrics:
     """Adds up what vLLM's steps report and tells its logger once a second, not at every step.
 
@@ -256,8 +250,8 @@ class _Metrics:
     """
 
     def __init__(self, engine: LLMEngine) -> None:
-        kind = _ray_loggers()[0]
-        (self._logger,) = (x for x in engine.logger_manager.stat_loggers if isinstance(x, kind))
+        loggers = engine.logger_manager.stat_loggers
+        (self._logger,) = (one for one in loggers if isinstance(one, PrometheusStatLogger))
         self._queries = self._hits = self._prompt_tokens = self._tokens = 0
         self._told = 0.0
 
