@@ -70,6 +70,7 @@ KEYS: dict[str, Metric] = {
     "time/wait_rollouts": Metric("s", "driver waiting for scored rollouts"),
     "generators/serving": Metric("actors", "generators that hold a version"),
     "generators/restarts": Metric("actors", "generators replaced so far", kind="total"),
+    "rollouts/mixed_versions": Metric("rollouts", "responses written under two versions or more"),
     "rollouts/requeued": Metric("rollouts", "rollouts asked for again so far", kind="total"),
     # Held-out prompts
     "heldout/score": Metric("score", "mean score on held-out prompts, fixed seeds"),

@@ -16,12 +16,16 @@ from rlhf_ray.orchestration.scorers import ScorerPools
 
 @dataclass
 class Batch:
-    """References to one batch's scored shards: (rollouts, ref columns, score columns) each."""
+    """References to one batch's scored shards: (rollouts, ref columns, score columns) each.
+
+    mixed: responses that were written under more than one version.
+    """
 
     key: BatchKey
     shards: list[tuple[Any, Any, Any]]
     rows: int
     tokens: int
+    mixed: int
     generate_seconds: float
     wait_seconds: float
 
@@ -151,6 +155,7 @@ class RolloutService:
             shards=[shard.scores for shard in self._ledger.consume(key)],
             rows=sum(meta.rows for meta in progress.metas.values()),
             tokens=sum(meta.tokens for meta in progress.metas.values()),
+            mixed=sum(meta.mixed for meta in progress.metas.values()),
             generate_seconds=(progress.committed or began) - max(progress.opened, 0.0),
             wait_seconds=self._reactor.clock() - began,
         )

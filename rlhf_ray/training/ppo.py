@@ -4,7 +4,6 @@ Who generates, scores and learns is one layer down (orchestration/), what a step
 learners/, what a number means in algos/, what a run says of itself in record.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +61,8 @@ def run_ppo(
     console: Console,
 ) -> dict[str, Any]:
     """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
-    cluster = make_cluster(config, plan, start, prompts, Journal(config.dir, console.note))
+    specs = make_specs(config, plan, start, prompts)
+    cluster = Cluster(config, plan, prompts, specs, Journal(config.dir, console.note))
     try:
         if log.gauges:
             cluster.reactor.every(live.EVERY, live.Live(cluster, log.gauges).update)
@@ -82,14 +82,8 @@ def run_ppo(
         cluster.shutdown()
 
 
-def make_cluster(
-    config: Config,
-    plan: Plan,
-    start: Start,
-    prompts: Prompts,
-    note: Callable[[str], None],
-) -> Cluster:
-    """The run's actors, made and not yet started."""
+def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Specs:
+    """What the run's actors are made of. ValueError for a context that the model lacks."""
     eos = load_tokenizer(
         start.policy, trust_remote_code=config.model.trust_remote_code
     ).eos_token_id
@@ -97,7 +91,7 @@ def make_cluster(
     max_model_len = _context(config, start.policy)
     weights_dtype = _weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
-    specs = Specs(
+    return Specs(
         generator=GeneratorSpec(
             backend=config.rollout.backend,
             model_path=start.policy,
@@ -126,7 +120,6 @@ def make_cluster(
             trust_remote_code=trust,
         ),
     )
-    return Cluster(config, plan, prompts, specs, note)
 
 
 def _context(config: Config, policy: str) -> int:

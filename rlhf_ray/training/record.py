@@ -109,6 +109,7 @@ class Record:
             "tokens_per_s": batch.tokens / work,
             "generators/serving": self._cluster.pool.loaded(),
             "generators/restarts": self._cluster.pool.restarts,
+            "rollouts/mixed_versions": batch.mixed,
             "rollouts/requeued": self._cluster.ledger.counts["requeued"],
         }
         for name, seconds in row.items():
