@@ -28,6 +28,8 @@ class Run:
     """Decides everything random: data order, initial weights, every rollout's own sampling seed."""
     overwrite: bool = False
     """Start again from nothing in a run directory that already holds a run."""
+    tracker: Literal["wandb", "wandb-offline", "mlflow", "mlflow-offline"] | None = None
+    """Where metrics go besides metrics.jsonl, TensorBoard and Ray: needs the extra of that name."""
 
 
 @dataclass(frozen=True)

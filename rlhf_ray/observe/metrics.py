@@ -18,6 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from rlhf_ray.observe.keys import KEYS, PHASES, Phase, row_of
 from rlhf_ray.observe.samples import rewind_samples
+from rlhf_ray.observe.trackers import Tracker
 
 if TYPE_CHECKING:
     from rlhf_ray.observe.gauges import Gauges
@@ -33,13 +34,16 @@ class RunLog:
     Args:
         run_dir: the run's directory; made if it is not there.
         gauges: where Ray is up, `Gauges(run)`: each write sets them too.
+        tracker: gets the rows too, and is closed with this.
     """
 
-    def __init__(self, run_dir: Path, *, gauges: "Gauges | None" = None) -> None:
+    def __init__(
+        self, run_dir: Path, *, gauges: "Gauges | None" = None, tracker: Tracker | None = None
+    ) -> None:
         self._dir = Path(run_dir)
         self._dir.mkdir(parents=True, exist_ok=True)
         self._path = self._dir / "metrics.jsonl"
-        self.gauges = gauges
+        self.gauges, self._tracker = gauges, tracker
         self._boards: dict[str, EventFileWriter] = {}
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
@@ -63,6 +67,8 @@ class RunLog:
         self._to_board(row)
         if self.gauges:
             self.gauges.row(phase, step, values)
+        if self._tracker:
+            self._tracker.log(phase, step, finite)
 
     def rewind(self, phase: Phase, step: int) -> int:
         """Forget what came after a checkpoint: rows of `phase` with a later step, and sample files.
@@ -75,7 +81,7 @@ class RunLog:
             rewind_samples(self._dir, step)
         if len(kept) == len(rows):
             return 0
-        self.close()
+        self._close_files()
         aside = self._path.with_suffix(".rewound")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(aside, self._path)
@@ -86,7 +92,12 @@ class RunLog:
         return len(rows) - len(kept)
 
     def close(self) -> None:
-        """Close the files; TensorBoard's writer holds rows back until it is flushed or closed."""
+        """Close everything; TensorBoard's writer holds rows back until it is flushed or closed."""
+        self._close_files()
+        if self._tracker:
+            self._tracker.close()
+
+    def _close_files(self) -> None:
         self._file.close()
         for board in self._boards.values():
             board.close()

@@ -1,0 +1,109 @@
+"""Where rows of metrics go besides the run's own directory: Weights & Biases or MLflow.
+
+`run.tracker` names one of `TRACKERS`. metrics.jsonl stays the record: a tracker is not taken back
+when a run returns to a checkpoint, so a step that was done twice may be there twice.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """Takes rows as they are written."""
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One row; its values are finite."""
+
+    def close(self) -> None:
+        """Everything has been logged."""
+
+
+class WandB:
+    """A Weights & Biases run; offline it lies in `wandb/` of the run's directory, for `wandb sync`.
+
+    Each phase has its own steps: W&B would refuse the second phase's otherwise.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], *, mode: str) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project="rlhf_ray",
+            name=run_dir.name,
+            dir=str(run_dir),
+            config=dict(config),
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        for phase in ("sft", "rm", "ppo"):
+            self._run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One row."""
+        self._run.log(
+            {f"{phase}/{name}": value for name, value in metrics.items()} | {f"{phase}/step": step}
+        )
+
+    def close(self) -> None:
+        """Wait until it is written, or sent."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of the experiment `rlhf_ray`; offline it is `mlflow.db` in the run's directory."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], *, uri: str | None) -> None:
+        import mlflow
+
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        known = self._client.get_experiment_by_name("rlhf_ray")
+        experiment = known.experiment_id if known else self._client.create_experiment("rlhf_ray")
+        run = self._client.create_run(experiment, run_name=run_dir.name)
+        self._id = run.info.run_id
+        for section, values in config.items():
+            for name, value in values.items():
+                self._client.log_param(self._id, f"{section}.{name}", value)
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One row."""
+        for name, value in metrics.items():
+            self._client.log_metric(self._id, f"{phase}/{name}", value, step=step)
+
+    def close(self) -> None:
+        """The run is over."""
+        self._client.set_terminated(self._id)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """make(run_dir, config) starts the tracker; package is what it needs, an extra of ours."""
+
+    package: str
+    make: Callable[[Path, Mapping[str, Any]], Tracker]
+
+
+TRACKERS = {
+    "wandb": Row("wandb", lambda d, c: WandB(d, c, mode="online")),
+    "wandb-offline": Row("wandb", lambda d, c: WandB(d, c, mode="offline")),
+    "mlflow": Row("mlflow", lambda d, c: MLflow(d, c, uri=None)),
+    "mlflow-offline": Row("mlflow", lambda d, c: MLflow(d, c, uri=f"sqlite:///{d}/mlflow.db")),
+}
+
+
+def open_tracker(name: str | None, run_dir: Path, config: Mapping[str, Any]) -> Tracker | None:
+    """The tracker of this name; None for None.
+
+    Raises ValueError where its package is not installed.
+    """
+    if name is None:
+        return None
+    row = TRACKERS[name]
+    if importlib.util.find_spec(row.package) is None:
+        raise ValueError(
+            f"run.tracker {name} needs the package {row.package}, which is not installed: "
+            f".venv/bin/uv pip install 'rlhf-ray[{row.package}]', or leave --run.tracker out"
+        )
+    return row.make(run_dir, config)

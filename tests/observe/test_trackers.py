@@ -1,0 +1,57 @@
+"""Trackers, offline: what they leave on the disk is what was logged."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.observe.trackers import TRACKERS, open_tracker
+
+CONFIG = {"run": {"name": "tracked", "seed": 0}, "ppo": {"lr": 3e-5}}
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    absent = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(absent, reason=f"the extra {package} is not installed")
+
+
+def log(run_dir: Path, name: str) -> None:
+    with RunLog(run_dir, tracker=open_tracker(name, run_dir, CONFIG)) as rows:
+        rows.write("sft", 1, {"loss/lm": 2.5})
+        rows.write("ppo", 1, {"score/mean": 0.25, "score/std": float("nan")})
+        rows.rewind("ppo", 0)
+        rows.write("ppo", 1, {"score/mean": 0.5})
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_package_that_is_not_there_is_named_with_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=rf"{name} needs the package .*uv pip install 'rlhf-ray\["):
+        open_tracker(name, tmp_path, CONFIG)
+
+
+@needs("mlflow")
+def test_mlflow_offline(tmp_path: Path):
+    import mlflow
+
+    run_dir = tmp_path / "tracked"
+    log(run_dir, "mlflow-offline")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run_dir}/mlflow.db")
+    experiment = client.get_experiment_by_name("rlhf_ray")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "tracked" and run.info.status == "FINISHED"
+    assert run.data.params["ppo.lr"] == "3e-05"
+    assert run.data.metrics == {"sft/loss/lm": 2.5, "ppo/score/mean": 0.5}
+
+
+@needs("wandb")
+def test_wandb_offline(tmp_path: Path):
+    run_dir = tmp_path / "tracked"
+    log(run_dir, "wandb-offline")
+    (written,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    content = written.read_bytes()
+    for name in (b"ppo/score/mean", b"sft/loss/lm", b"ppo/step"):
+        assert name in content
