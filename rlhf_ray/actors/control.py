@@ -52,6 +52,7 @@ class Report:
 
     iteration: the last row of metrics, `step` and `of`. waits: (who, what, seconds), longest
     first. wanted: generators that are to be there. decision: autoscaling's last. at: Unix time.
+    wish: as the driver knows it, for a control actor that was restarted.
     """
 
     iteration: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Report:
     wanted: int = 0
     decision: str = ""
     at: float = 0.0
+    wish: Wish | None = None
 
 
 class ControlActor:
@@ -68,10 +70,13 @@ class ControlActor:
     def __init__(self, generators: int) -> None:
         self._wish = Wish(generators)
         self._report = Report()
+        self._new = True
 
     def exchange(self, report: Report) -> Wish:
         """The driver's call: here is how it is, tell me what is wished."""
-        self._report = report
+        if self._new and report.wish is not None:
+            self._wish = report.wish
+        self._report, self._new = report, False
         return self._wish
 
     def scale(self, generators: int, *, relative: bool = False) -> int:
@@ -82,12 +87,12 @@ class ControlActor:
             raise ValueError(
                 f"{wanted} generators are asked for where there are {now}; a run needs at least 1"
             )
-        self._wish = replace(self._wish, generators=wanted, auto=None)
+        self._wish, self._new = replace(self._wish, generators=wanted, auto=None), False
         return wanted
 
     def scale_by_itself(self, least: int, most: int) -> None:
         """Let the run decide between `least` and `most` generators."""
-        self._wish = replace(self._wish, auto=(least, most))
+        self._wish, self._new = replace(self._wish, auto=(least, most)), False
 
     def pause(self, paused: bool) -> None:
         """Hold the loop before its next iteration, or let it go on."""
@@ -107,7 +112,7 @@ class ControlActor:
 def create_control(run: str, generators: int) -> ray.actor.ActorHandle:
     """The driver's end. ValueError where a run of this name is alive."""
     actor = ray.remote(ControlActor).options(
-        name=control_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=4
+        name=control_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=4, max_restarts=-1
     )
     try:
         return actor.remote(generators)

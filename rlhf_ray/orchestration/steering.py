@@ -77,6 +77,7 @@ class Steering:
             wanted=self._pool.wanted,
             decision=self._autoscaler.decision if self._autoscaler else "",
             at=time.time(),
+            wish=self.wish,
         )
 
     def _on_wish(self, outcome: Outcome) -> None:

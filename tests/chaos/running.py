@@ -34,21 +34,29 @@ def run_struck(
     assert code == 0, (run / "log").read_text()[-3000:]
 
 
-def _drive(run: Path, strikes: Sequence[Strike], flags: Sequence[str], limit: int) -> int:
-    """tests/chaos/driver.py to its end; its exit status. The output is added to `log`."""
+def start_struck(
+    run: Path, strikes: Sequence[Strike], flags: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start tests/chaos/driver.py; its output is added to `log`."""
     asked = run / "strikes.json"
     asked.write_text(json.dumps([asdict(strike) for strike in strikes]))
     driver = str(ROOT / "tests" / "chaos" / "driver.py")
     with (run / "log").open("a") as out:
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, driver, str(asked), str(journal(run)), *flags],
             cwd=ROOT,
-            timeout=limit,
             stdout=out,
             stderr=subprocess.STDOUT,
-            check=False,
         )
-    return done.returncode
+
+
+def _drive(run: Path, strikes: Sequence[Strike], flags: Sequence[str], limit: int) -> int:
+    """The driver to its end; its exit status."""
+    driver = start_struck(run, strikes, flags)
+    try:
+        return driver.wait(timeout=limit)
+    finally:
+        driver.kill()
 
 
 def journal(run: Path) -> Path:

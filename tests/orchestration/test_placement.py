@@ -25,8 +25,8 @@ def test_a_laptop_without_a_gpu() -> None:
     assert made.threads == 2
     assert made.lines() == [
         "2 CPUs on 1 node; 2 threads a process",
-        "1 learner ranks, each 0.5 CPU and 0 GPU: 1 on laptop",
-        "1 generators, each 0.5 CPU and 0 GPU: 1 on laptop",
+        "1 learner rank, each 0.5 CPU and 0 GPU: 1 on laptop",
+        "1 generator, each 0.5 CPU and 0 GPU: 1 on laptop",
         "2 scorers, each 0 CPU and 0 GPU: 2 on laptop",
     ]
 

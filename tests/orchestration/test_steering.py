@@ -92,6 +92,16 @@ def test_limits_hold_at_once_and_a_number_ends_autoscaling() -> None:
     assert steered.run.pool.wanted == 3
 
 
+def test_a_control_actor_that_was_restarted_hears_what_was_wished() -> None:
+    steered = Steered()
+    steered.control.scale(2)
+    steered.until(2)
+    steered.remote.actor = ControlActor(1)
+    steered.for_seconds(3)
+    assert steered.remote.actor._wish.generators == 2
+    assert steered.run.pool.wanted == 2
+
+
 def test_the_report_names_every_generator_and_what_is_waited_for() -> None:
     steered = Steered(generators=2)
     steered.run.reactor.when(
