@@ -1,0 +1,31 @@
+"""A node dies with everything on it: all roles are made anew elsewhere, and nothing is lost."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.nodes import kill, several_nodes
+from tests.chaos.running import IMPATIENT, check, start_struck
+from tests.running.jobs import STEPS, TINY, fingerprint, rows, wait_for
+
+Make = Callable[[str], tuple[Path, tuple[str, ...]]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_node_killed_with_everything_on_it(undisturbed: str, new_run: Make):
+    run, place = new_run("struck")
+    with several_nodes() as nodes:
+        first = nodes.add(cpus=2)
+        flags = (*place, *TINY, *IMPATIENT, f"--ppo.iterations={STEPS}")
+        driver = start_struck(run, [], flags)
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 3)
+        nodes.add(cpus=2)
+        kill(first)
+        assert driver.wait(timeout=240) == 0, (run / "log").read_text()[-3000:]
+        check(run, STEPS)
+    assert fingerprint(run) == undisturbed
+    events = (run / "events.log").read_text()
+    assert "going back to the last checkpoint" in events
+    assert "its shards go to others" in events
