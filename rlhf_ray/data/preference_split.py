@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.ranked_list import RankedList
 from rlhf_ray.data.split import heldout_mask
 
@@ -25,6 +26,12 @@ def split_lists(
     for one, is_held in zip(lists, held, strict=True):
         sides[is_held].append(one)
     return sides
+
+
+def folds_of(lists: Sequence[RankedList], folds: int, seed: tuple[int, ...]) -> list[int]:
+    """A fold (0 to folds − 1) for each list; a group (see `split_lists`) stays together."""
+    groups = _groups(lists, _instructions(lists))
+    return [stable_hash(*seed, "fold", group) % folds for group in groups]
 
 
 def leaks(train: Sequence[RankedList], test: Sequence[RankedList]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,24 @@ def write_tsv(path: str | Path, lists: Iterable[RankedList]) -> None:
     _write(path, lines)
 
 
-def write_jsonl(path: str | Path, lists: Iterable[RankedList]) -> None:
-    """One list a line as `{prompt, responses, ranks}`, with pairs, annotator and time if any."""
+def write_jsonl(
+    path: str | Path,
+    lists: Iterable[RankedList],
+    *,
+    columns: Iterable[Mapping[str, Any]] | None = None,
+) -> None:
+    """One list a line as `{prompt, responses, ranks}`, with pairs, annotator and time if any.
+
+    columns: what else to write, for each list.
+    """
     lines = []
-    for one in lists:
+    lists = list(lists)
+    for one, more in zip(lists, columns or [{}] * len(lists), strict=True):
         row: dict[str, Any] = {"prompt": one.prompt, "responses": one.responses, "ranks": one.ranks}
         if one.pairs:
             row["pairs"] = [asdict(pair) for pair in one.pairs]
         notes = {"annotator": one.annotator, "time": one.time}
-        row |= {key: value for key, value in notes.items() if value is not None}
+        row |= {key: value for key, value in notes.items() if value is not None} | dict(more)
         lines.append(json.dumps(row, ensure_ascii=False))
     _write(path, lines)
 

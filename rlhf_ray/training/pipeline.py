@@ -82,17 +82,23 @@ def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -
             f"{out} holds the model of an earlier run: give another --run.name, or replace it with "
             f"--run.overwrite"
         )
-    base = config.rm.base or str(config.dir / "sft")
-    if phase == "rm" and config.rm.base is None and not Path(base).is_dir():
-        raise ValueError(
-            f"a reward model grows from a model, and {base} holds none: run jobs/sft.py with the "
-            f"same --run.name first, or give --rm.base DIR"
-        )
+    base = reward_base(config) if phase == "rm" else ""
     with ray_session(), open_log(config) as log:
         phases = Phases(config, plan_here(config), log, console)
         if phase == "sft":
             return out, phases.train("sft", train_sft, config, str(out))
         return out, phases.train_rewards(base, out)
+
+
+def reward_base(config: Config) -> str:
+    """What a reward model grows from. ValueError where there is nothing."""
+    base = config.rm.base or str(config.dir / "sft")
+    if config.rm.base is None and not Path(base).is_dir():
+        raise ValueError(
+            f"a reward model grows from a model, and {base} holds none: run jobs/sft.py with the "
+            f"same --run.name first, or give --rm.base DIR"
+        )
+    return base
 
 
 class Phases:

@@ -53,12 +53,12 @@ def train_ensemble(
         train_reward_model, calls, plan=plan, name=f"rm {config.run.name}", log=log
     ):
         latest[place] = row
-        yield _together(row, latest, len(calls))
+        yield together(row, latest, len(calls))
     verdict = _finish(config, aside)
     if out.exists():
         shutil.rmtree(out)
     aside.rename(out)
-    last = _together(row, latest, len(calls)) if row else {"step": 1, "total": 1}
+    last = together(row, latest, len(calls)) if row else {"step": 1, "total": 1}
     yield last | verdict | {"done": True}
 
 
@@ -76,7 +76,7 @@ def _aside(config: Config, out: Path) -> Path:
     return aside
 
 
-def _together(row: Row, latest: dict[int, Row], calls: int) -> Row:
+def together(row: Row, latest: dict[int, Row], calls: int) -> Row:
     """`row` with the steps of all members; those that have not begun will take as many."""
     total = sum(one["total"] for one in latest.values()) / len(latest) * calls
     return {k: v for k, v in row.items() if k != "done"} | {

@@ -4,6 +4,7 @@ Shapes: N texts, P pairs.
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,15 @@ from rlhf_ray.algos.ranking import (
     pair_accuracy,
 )
 from rlhf_ray.algos.ranking_metrics import calibration_bins
-from rlhf_ray.data.ranked_list import RankedList
+from rlhf_ray.data.chat import ChatTemplate
+from rlhf_ray.data.preferences import RankedList, load_lists
+from rlhf_ray.data.rows import OnBadRow
+from rlhf_ray.models.ensemble import first_member
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
-from rlhf_ray.training.ranked_data import RankedData, score_all
+from rlhf_ray.rewards.ensemble import Combination
+from rlhf_ray.rewards.scorer import Scorer
+from rlhf_ray.training.ranked_data import RankedData, score_all, tokenise_lists
 
 HISTOGRAM_BINS = 24
 
@@ -67,6 +74,28 @@ def list_metrics(scores_N: Tensor, data: RankedData) -> dict[str, float]:
         "heldout/gap_std": float(std),
         "heldout/calibration_error": float(expected_calibration_error(gaps_P)),
     }
+
+
+def evaluate_file(
+    model: str | Path,
+    path: str,
+    *,
+    combine: Combination = "mean",
+    chat_template: ChatTemplate = "auto",
+    on_bad_row: OnBadRow = "fail",
+) -> Verdict:
+    """The verdict of a saved reward model, or of an ensemble, on the lists of a file."""
+    tokenizer = load_tokenizer(first_member(model))
+    lists = list(
+        load_lists(path, tokenizer=tokenizer, chat_template=chat_template, on_bad_row=on_bad_row)
+    )
+    scorer = Scorer(model, combine=combine, chat_template="never")
+    scores_N = scorer(
+        [one.prompt for one in lists for _ in one.responses],
+        [text for one in lists for text in one.responses],
+    )
+    data = tokenise_lists(tokenizer, lists, max_tokens=10**6)
+    return judge(torch.from_numpy(scores_N), data, lists)
 
 
 def gaps_of(scores_N: Tensor, data: RankedData) -> Tensor:

@@ -1,0 +1,165 @@
+"""Mending a preference set by its strength: each remedy, and what it did to each row.
+
+(Wang et al. 2024, section 2.) Weak pairs are those of least mean gap, by share or by threshold.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from rlhf_ray.algos.remedies import smoothed_targets, strength_margins, weakest
+from rlhf_ray.data.ranked_list import Comparison, RankedList
+from rlhf_ray.training.strength import PairStrength
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What is done to weak pairs (drop, flip, soft, smooth) and to all of them (margin)."""
+
+    weak: str | None
+    margin: bool = False
+
+
+# soft: the label is as sure as the models are; smooth: it is 1 − α sure.
+REMEDIES = {
+    "flip": Remedy("flip"),
+    "soft": Remedy("soft"),
+    "smooth": Remedy("smooth"),
+    "margin": Remedy(None, margin=True),
+    "flip+margin": Remedy("flip", margin=True),
+    "smooth+margin": Remedy("smooth", margin=True),
+    "drop": Remedy("drop"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Which pairs are weak (exactly one of the first two), and how far a remedy goes."""
+
+    fraction: float | None = None
+    threshold: float | None = None
+    label_smoothing: float = 0.1
+    margin_scale: float = 1.0
+    margin_limit: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """A list as it is written; notes: what was done to its pairs, [] where nothing was."""
+
+    ranked: RankedList
+    notes: list[dict[str, Any]]
+
+
+def clean(
+    lists: Sequence[RankedList], found: Sequence[PairStrength], how: str, limits: Limits
+) -> tuple[list[Cleaned], dict[str, int]]:
+    """The lists with the remedy `how` applied; how many pairs were changed, by what was done.
+
+    found: the strength of every comparison, list after list. A pair of two is written with its
+    ranks exchanged where it is flipped, and leaves where it is dropped; a longer list gets `pairs`.
+    Raises ValueError for an unknown remedy, or unless exactly one of fraction and threshold is
+    given where pairs are to be weak.
+    """
+    if how not in REMEDIES:
+        raise ValueError(f"remedy {how!r} is none of {', '.join(REMEDIES)}")
+    remedy = REMEDIES[how]
+    weak = _weak(found, remedy, limits)
+    margins = _margins(found, weak, remedy, limits)
+    targets = _targets(found, weak, remedy, limits)
+    judged = zip(found, weak, margins, targets, strict=True)
+    cleaned, counts = [], {"pairs": len(found), "lists": len(lists)}
+    for place, of_list in groupby(judged, key=lambda one: one[0].list):
+        changes = [_change(*one, remedy) for one in of_list]
+        for _, note in changes:
+            if note is not None:
+                counts[note["did"]] = counts.get(note["did"], 0) + 1
+        kept = _rebuilt(lists[place], changes)
+        if kept is None:
+            counts["lists left out"] = counts.get("lists left out", 0) + 1
+        else:
+            cleaned.append(Cleaned(kept, [note for _, note in changes if note is not None]))
+    return cleaned, counts
+
+
+def _weak(found: Sequence[PairStrength], remedy: Remedy, limits: Limits) -> list[bool]:
+    if remedy.weak is None:
+        return [False] * len(found)
+    mean_P = torch.tensor([one.mean for one in found], dtype=torch.float64)
+    marked: list[bool] = weakest(
+        mean_P, fraction=limits.fraction, threshold=limits.threshold
+    ).tolist()
+    return marked
+
+
+def _margins(
+    found: Sequence[PairStrength], weak: Sequence[bool], remedy: Remedy, limits: Limits
+) -> list[float]:
+    """Of the label as it will stand: a flipped pair's strength is the negative of what it was."""
+    if not remedy.margin:
+        return [0.0] * len(found)
+    flips = remedy.weak == "flip"
+    mean_P = torch.tensor(
+        [-one.mean if flips and is_weak else one.mean
+         for one, is_weak in zip(found, weak, strict=True)],
+        dtype=torch.float64,
+    )  # fmt: skip
+    margins: list[float] = strength_margins(
+        mean_P, scale=limits.margin_scale, limit=limits.margin_limit
+    ).tolist()
+    return margins
+
+
+def _targets(
+    found: Sequence[PairStrength], weak: Sequence[bool], remedy: Remedy, limits: Limits
+) -> list[float]:
+    if remedy.weak == "soft":
+        return [one.target if is_weak else 1.0 for one, is_weak in zip(found, weak, strict=True)]
+    if remedy.weak == "smooth":
+        targets_P = smoothed_targets(torch.tensor(weak), label_smoothing=limits.label_smoothing)
+        return [round(target, 6) for target in targets_P.tolist()]
+    return [1.0] * len(found)
+
+
+def _change(
+    one: PairStrength, weak: bool, margin: float, target: float, remedy: Remedy
+) -> tuple[Comparison | None, dict[str, Any] | None]:
+    """The comparison as it will stand (None: dropped), and a note of what was done, if anything."""
+    did = "+".join(filter(None, [remedy.weak if weak else None, "margin" if remedy.margin else ""]))
+    note = {"better": one.better, "worse": one.worse, "did": did, "strength": one.mean}
+    if weak and remedy.weak == "drop":
+        return None, note
+    places = (one.worse, one.better) if weak and remedy.weak == "flip" else (one.better, one.worse)
+    return Comparison(*places, margin=margin, target=target), note if did else None
+
+
+def _rebuilt(
+    one: RankedList, changes: Iterable[tuple[Comparison | None, dict[str, Any] | None]]
+) -> RankedList | None:
+    """The list with its changed comparisons; None where none is left."""
+    changes = list(changes)
+    if not any(note for _, note in changes):
+        return one
+    pairs = tuple(pair for pair, _ in changes if pair is not None)
+    if not pairs:
+        return None
+    plain = all(pair.margin == 0 and pair.target == 1 for pair in pairs)
+    if len(one.responses) > 2 or not plain:
+        return replace(one, ranks=_ranks(one, pairs), pairs=pairs)
+    return replace(one, ranks=_ranks(one, pairs), pairs=())
+
+
+def _ranks(one: RankedList, pairs: Sequence[Comparison]) -> tuple[int, ...]:
+    """Of a list of two the ranks that its one comparison says; a longer one keeps its own."""
+    if len(one.responses) > 2:
+        return one.ranks
+    return (1, 2) if pairs[0].better == 0 else (2, 1)
+
+
+def rows_of(cleaned: Iterable[Cleaned]) -> Iterator[tuple[RankedList, dict[str, Any]]]:
+    """Lists and the columns that are written beside them: `cleaned`, where something was done."""
+    for one in cleaned:
+        yield one.ranked, {"cleaned": one.notes} if one.notes else {}

@@ -1,0 +1,224 @@
+"""Preference strength and what is made of it: tables, remedies, the cleaned set; the commands."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_ray.config import RM, Strength
+from rlhf_ray.data.preference_split import folds_of
+from rlhf_ray.data.preferences import leaks, load_lists
+from rlhf_ray.data.ranked_list import Comparison, RankedList
+from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from rlhf_ray.training.cleaning import REMEDIES, Limits, clean
+from rlhf_ray.training.strength import (
+    PairStrength,
+    member_scores,
+    read_lists,
+    read_strength,
+    strengths,
+    write_strength,
+)
+from rlhf_ray.training.strength_table import buckets_of, markdown
+from tests.training.worlds import config_for
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "preferences.py"
+LISTS = [
+    RankedList("", ("good", "bad"), (1, 2), "x", 1),
+    RankedList("p", ("worse", "better"), (2, 1), "x", 2),
+    RankedList("", ("a", "b", "c"), (1, 2, 3), "x", 3),
+]
+PAIRS = [(0, 0, 1), (1, 1, 0), (2, 0, 1), (2, 0, 2), (2, 1, 2)]
+MEANS = [2.0, -1.5, 0.5, 1.0, -0.2]
+FOUND = [
+    PairStrength(*pair, mean=mean, std=0.1, agree=0.9, target=0.7)
+    for pair, mean in zip(PAIRS, MEANS, strict=True)
+]
+
+
+def test_strength_is_mean_and_deviation_of_the_gaps_over_models() -> None:
+    scores = [
+        np.array([3.0, 1.0, 0.0, 1.0, 1.0, 2.0, 4.0]),
+        np.array([1.0, 3.0, 0.0, 3.0, 5.0, 2.0, 4.0]),
+    ]
+    found = strengths(LISTS, scores)
+    assert [(one.list, one.better, one.worse) for one in found] == PAIRS
+    assert [one.mean for one in found] == [0.0, 2.0, 1.0, -1.0, -2.0]
+    assert [one.std for one in found] == [2.0, 1.0, 2.0, 2.0, 0.0]
+    assert [one.agree for one in found] == [0.5, 1.0, 0.5, 0.5, 0.0]
+    sigma = torch.tensor([2.0, -2.0]).sigmoid().mean().item()
+    assert found[0].target == pytest.approx(sigma)
+
+
+def test_judgements_of_folds_are_brought_together() -> None:
+    nan = float("nan")
+    first, second = np.array([3.0, 1.0, nan, nan]), np.array([nan, nan, 5.0, 1.0])
+    found = strengths(LISTS[:2], [first, second, second, first])
+    assert [one.mean for one in found] == [2.0, -4.0] and found[0].std == 0
+
+
+def test_folds_keep_groups_together_and_use_all_of_them() -> None:
+    lists = [
+        RankedList("", (f"good {i // 2}", f"bad {i}"), (1, 2), "x", i) for i in range(60)
+    ]  # each good text is in two lists
+    folds = folds_of(lists, 3, (0, 1))
+    assert all(folds[i] == folds[i + 1] for i in range(0, 60, 2)) and set(folds) == {0, 1, 2}
+    assert folds != folds_of(lists, 3, (0, 2))
+
+
+def test_the_table_goes_from_weak_to_strong() -> None:
+    found = [dataclasses.replace(FOUND[0], mean=float(x)) for x in (5, 1, 3, 2, 4, 0)]
+    buckets = buckets_of(found, 3)
+    assert [(one.low, one.high, one.mean) for one in buckets] == [
+        (0, 1, 0.5), (2, 3, 2.5), (4, 5, 4.5),
+    ]  # fmt: skip
+    assert markdown(buckets).count("\n") == 5
+    with pytest.raises(ValueError, match="give 1 to 6"):
+        buckets_of(found, 7)
+
+
+def cleaned(how: str, **limits):
+    kept, counts = clean(LISTS, FOUND, how, Limits(**limits))
+    return [one.ranked for one in kept], counts, [one.notes for one in kept]
+
+
+def test_flipping_exchanges_what_is_better() -> None:
+    lists, counts, notes = cleaned("flip", threshold=0.0)
+    assert lists[0] == LISTS[0] and lists[1].ranks == (1, 2) and not lists[1].pairs
+    assert lists[2].comparisons() == (Comparison(0, 1), Comparison(0, 2), Comparison(2, 1))
+    assert counts == {"pairs": 5, "lists": 3, "flip": 2}
+    assert notes == [
+        [],
+        [{"better": 1, "worse": 0, "did": "flip", "strength": -1.5}],
+        [{"better": 1, "worse": 2, "did": "flip", "strength": -0.2}],
+    ]
+
+
+def test_dropping_leaves_out_pairs_and_empty_lists() -> None:
+    lists, counts, _ = cleaned("drop", fraction=0.4)
+    assert [one.line for one in lists] == [1, 3]
+    assert lists[1].comparisons() == (Comparison(0, 1), Comparison(0, 2))
+    assert counts["drop"] == 2 and counts["lists left out"] == 1
+
+
+def test_soft_and_smooth_labels_are_of_weak_pairs_alone() -> None:
+    lists, _, _ = cleaned("soft", threshold=0.0)
+    assert lists[0].comparisons() == (Comparison(0, 1),)
+    assert lists[1].comparisons() == (Comparison(1, 0, target=0.7),)
+    lists, _, _ = cleaned("smooth", threshold=0.0, label_smoothing=0.2)
+    assert lists[1].comparisons() == (Comparison(1, 0, target=0.8),)
+
+
+def test_margins_are_of_all_pairs_and_of_the_label_as_it_stands() -> None:
+    lists, _, _ = cleaned("margin", margin_scale=2.0, margin_limit=2.5)
+    assert [pair.margin for one in lists for pair in one.comparisons()] == [
+        2.5,
+        -2.5,
+        1.0,
+        2.0,
+        -0.4,
+    ]
+    lists, counts, _ = cleaned("flip+margin", threshold=-1.0)
+    assert lists[1].comparisons() == (Comparison(0, 1, margin=1.5),)
+    assert counts["flip+margin"] == 1 and counts["margin"] == 4
+    lists, _, _ = cleaned("smooth+margin", threshold=-1.0)
+    assert lists[1].comparisons() == (Comparison(1, 0, margin=-1.5, target=0.9),)
+
+
+@pytest.mark.parametrize("how", REMEDIES)
+def test_a_cleaned_set_is_written_and_read_back(how: str, tmp_path: Path) -> None:
+    config = config_for(tmp_path, 8)
+    lists = list(read_lists(config))
+    rng = np.random.default_rng(0)
+    found = [
+        PairStrength(i, pair.better, pair.worse, float(rng.normal()), 0.1, 0.5, 0.5)
+        for i, one in enumerate(lists)
+        for pair in one.comparisons()
+    ]
+    write_strength(tmp_path / "s", config, "base", found)
+    out = tmp_path / "cleaned.jsonl"
+    args = ["clean", str(tmp_path / "s"), "--how", how, "--fraction", "0.3", "--out", str(out)]
+    assert job(*args) == 0
+    expected, _ = clean(lists, found, how, Limits(fraction=0.3))
+    read = load_lists(out)
+    for one, wanted in zip(read, expected, strict=True):
+        assert one.responses == wanted.ranked.responses
+        assert one.comparisons() == wanted.ranked.comparisons()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.get("cleaned", []) for row in rows] == [one.notes for one in expected]
+
+
+def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
+    config = config_for(tmp_path, 8)
+    write_strength(tmp_path / "s", config, "base", FOUND)
+    with pytest.raises(ValueError, match="has changed since its strength was measured"):
+        read_strength(tmp_path / "s")
+    with pytest.raises(ValueError, match="holds no preference strength"):
+        read_strength(tmp_path)
+
+
+def test_weak_is_a_share_or_a_threshold() -> None:
+    with pytest.raises(ValueError, match="give exactly one of them"):
+        clean(LISTS, FOUND, "flip", Limits())
+    with pytest.raises(ValueError, match="remedy 'turn' is none of"):
+        clean(LISTS, FOUND, "turn", Limits(fraction=0.1))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base")
+    config = config_for(path, 40)
+    tokenizer = make_tokenizer(Path(config.data.texts).read_text().split("\n"), vocab=320)
+    make_decoder(tokenizer, hidden=64, layers=1, seed=0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["once", "crossed"])
+def test_flipped_labels_are_the_weak_ones(scheme: str, base: Path, tmp_path: Path) -> None:
+    config = config_for(tmp_path, 40, rm=RM(epochs=2, lr=3e-3, batch_lists=8))
+    path = Path(config.data.preferences)
+    lines = path.read_text().splitlines()
+    flipped = set(range(0, 40, 8))
+    path.write_text("\n".join(
+        "\t".join(reversed(line.split("\t"))) if i in flipped else line
+        for i, line in enumerate(lines)
+    ))  # fmt: skip
+    config = dataclasses.replace(config, strength=Strength(models=2, scheme=scheme))
+    scores = [list(member_scores(config, base, member))[-1]["scores"] for member in range(2)]
+    if scheme == "crossed":
+        assert (np.isnan(scores[0]) != np.isnan(scores[1])).all()
+    found = strengths(list(read_lists(config)), scores)
+    wrong, right = (
+        np.array([one.mean for one in found if (one.list in flipped) == is_flipped])
+        for is_flipped in (True, False)
+    )
+    assert (wrong[:, None] < right).mean() > 0.9  # AUROC
+
+
+def job(*args: str) -> int:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["preferences.py", *args])
+        runpy.run_path(str(JOB), run_name="__main__")
+    return ended.value.code
+
+
+def test_split_writes_two_sets_without_leaks(tmp_path: Path, capsys) -> None:
+    config = config_for(tmp_path, 50)
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    args = (config.data.preferences, "--train", str(train), "--test", str(test))
+    assert job("split", *args, "--heldout", "0.3") == 0
+    parts = list(load_lists(train)), list(load_lists(test))
+    assert len(parts[0]) + len(parts[1]) == 50 and 5 < len(parts[1]) < 25
+    assert not leaks(*parts)
+    assert f"{len(parts[1])} lists: {test}" in capsys.readouterr().out
+
+
+def test_what_the_job_cannot_do_it_says(tmp_path: Path, capsys) -> None:
+    assert job("mend") == 2
+    assert "one of strength, clean, split, evaluate (now 'mend')" in capsys.readouterr().err
