@@ -218,7 +218,8 @@ def on_ray(scenario: Scenario) -> Measured:
     """The same run over real Ray calls; driver_seconds is of the whole driver process."""
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    ray.init(address="local", num_cpus=2, **quiet)
     try:
         run = SimulatedRun(scenario, RayStage(scenario))
         began = time.process_time()

@@ -75,7 +75,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         sys.exit(main() or 0)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:  # OSError: a missing file, a full disk, a deadline
         if os.environ.get("RLHF_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,8 @@ import torch
 from ray.exceptions import ObjectLostError
 
 from rlhf_ray.actors.presence import Presence, present
-from rlhf_ray.actors.tables import fetch, gone
+from rlhf_ray.actors.tables import fetch, gone, without_singles
+from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
@@ -64,8 +65,11 @@ class LearnerActor:
     def start(self, address: str) -> Presence:
         """Join the group and build the learner."""
         spec = self._spec
-        set_up_torch()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = compute_dtype(spec.dtype, device)
+        # On a GPU the same bits each time cost speed: only exact mode asks for them.
+        exact = dtype == torch.float32 and spec.ppo.max_staleness == 0
+        set_up_torch(deterministic=exact or device.type == "cpu")
         group = Group(device)
         if self._world > 1:
             group = Group.join(rank=self._rank, size=self._world, address=address, device=device)
@@ -74,7 +78,7 @@ class LearnerActor:
             settings=spec.ppo,
             seed=spec.run_seed,
             temperature=spec.temperature,
-            dtype=compute_dtype(spec.dtype, device),
+            dtype=dtype,
             group=group,
             reward_model=spec.critic_path,
             trust_remote_code=spec.trust_remote_code,
@@ -88,9 +92,12 @@ class LearnerActor:
         """
         began = time.monotonic()
         try:
-            self._table = fetch(shards)
+            table = fetch(shards)
         except ObjectLostError:
             return gone(shards)
+        if ESTIMATORS[self._spec.ppo.estimator].needs_group:
+            table = without_singles(table)  # where a reward dropped the others
+        self._table = table
         self._fetch_seconds = time.monotonic() - began
         return []
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -25,6 +26,14 @@ def fetch(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> pa.Table:
     if "score_valid" in table.column_names:
         table = table.filter(pc.equal(table.column("score_valid"), 1))
     return table
+
+
+def without_singles(rollouts: pa.Table) -> pa.Table:
+    """Without rows that are the only ones left of their prompt: there is nothing to compare."""
+    _, group, sizes = np.unique(
+        rollouts.column("prompt_id").to_numpy(), return_inverse=True, return_counts=True
+    )
+    return rollouts.filter(pa.array(sizes[group] > 1))
 
 
 def gone(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> list[int]:

@@ -1,0 +1,52 @@
+"""What ends a run ends it with its cause: nothing is tried for ever, and what was whole stays."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running.jobs import STEPS, TINY, fingerprint, job, start, succeed, wait_for
+
+Make = Callable[[str], tuple[Path, tuple[str, ...]]]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_tried_again(new_run: Make):
+    _, place = new_run("exploded")
+    done = job("ppo", *place, *TINY, "--ppo.iterations=8", "--ppo.lr=1e30")
+    assert done.code != 0
+    assert "FloatingPointError" in done.out and "step" in done.out.splitlines()[-1]
+    assert "going back to the last checkpoint" not in done.out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB of its own, in the place of the runs' directory."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not allow mounts")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_the_run_goes_on(
+    undisturbed: str, small_disk: Path, new_run: Make
+):
+    run, place = new_run("full")
+    driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=small_disk / "log")
+    wait_for(lambda: list(run.glob("checkpoints/step-*")))
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"x" * 65536)
+            file.flush()
+    assert driver.wait(timeout=60) == 2
+    whole = sorted(run.glob("checkpoints/step-*"))
+    assert whole
+    filler.unlink()
+    assert "is damaged" not in succeed("ppo", *place, "--resume")
+    assert fingerprint(run) == undisturbed
