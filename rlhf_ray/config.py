@@ -327,6 +327,9 @@ class Rollout:
     """Memory of the engine's key-value cache."""
     tensor_parallel: int = 1
     """GPUs of one generator, all on one node (vLLM only)."""
+    sleep: bool = False
+    """Generators give their GPU's memory to the learners between phases (vLLM on CUDA, with
+    `ppo.max_staleness` 0)."""
 
 
 @dataclass(frozen=True)
@@ -490,6 +493,13 @@ class Config:
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self) -> None:
+        if self.rollout.sleep and self.ppo.max_staleness:
+            raise ValueError(
+                f"rollout.sleep wants phases in which generators rest, and with ppo.max_staleness "
+                f"{self.ppo.max_staleness} there is none: leave one of the two out"
+            )
 
     @property
     def dir(self) -> Path:

@@ -42,6 +42,7 @@ class GeneratorSpec:
     trust_remote_code: bool = False
     run: str = ""
     tensor_parallel: int = 1
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,10 @@ class GeneratorActor:
         """Forget the rollouts of a shard that was taken back."""
         self._thread.abort([rollout_id(key) for key in keys])
 
+    def rest(self) -> None:
+        """Give the GPU's memory up until the next version, where the engine can."""
+        self._thread.call(lambda engine: engine.sleep())
+
     def _make_engine(self) -> Generator:
         spec = self.spec
         return BACKENDS[spec.backend].make(
@@ -159,6 +164,7 @@ class GeneratorActor:
             kv_cache_mb=spec.kv_cache_mb,
             trust_remote_code=spec.trust_remote_code,
             tensor_parallel=spec.tensor_parallel,
+            sleeps=spec.sleeps,
             metrics_as=f"{spec.run}-{self.name}",
         )
 

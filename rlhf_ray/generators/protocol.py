@@ -75,5 +75,11 @@ class Generator(Protocol):
         Runs when no request is in flight; never from a cache of older weights.
         """
 
+    def sleep(self) -> None:
+        """Give the device's memory up until the next load or request, where the engine can.
+
+        Only while no request is in flight.
+        """
+
     def close(self) -> None:
         """Free the engine and any process it started."""

@@ -31,9 +31,13 @@ def _vllm(*args: Any, **options: Any) -> "Generator":
 
 
 def _transformers(
-    *args: Any, metrics_as: str | None = None, tensor_parallel: int = 1, **options: Any
+    *args: Any,
+    metrics_as: str | None = None,
+    tensor_parallel: int = 1,
+    sleeps: bool = False,
+    **options: Any,
 ) -> "Generator":
-    """It has no metrics of its own, and is of one device."""
+    """It has no metrics of its own, is of one device, and never sleeps."""
     if tensor_parallel > 1:
         raise ValueError(
             f"rollout.tensor_parallel {tensor_parallel} is for rollout.backend vllm: transformers "

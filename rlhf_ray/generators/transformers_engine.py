@@ -112,6 +112,9 @@ class TransformersGenerator:
             raise ValueError("token_logprobs takes sequences of 1 token and more, one has none")
         return [self._score(sequence) for sequence in sequences]
 
+    def sleep(self) -> None:
+        """It cannot: its memory stays."""
+
     def close(self) -> None:
         """Free the model."""
         self._usable = False

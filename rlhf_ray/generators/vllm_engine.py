@@ -36,7 +36,7 @@ class VLLMGenerator:
     """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling.
 
     metrics_as: the `model_name` under which vLLM's own metrics stand in the process's registry
-    of prometheus_client; None: it counts nothing.
+    of prometheus_client; None: it counts nothing. sleeps: `sleep` frees the GPU; CUDA alone.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class VLLMGenerator:
         tensor_parallel: int = 1,
         trust_remote_code: bool = False,
         metrics_as: str | None = None,
+        sleeps: bool = False,
     ) -> None:
         self._sampling, self._version = sampling, version
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
@@ -76,6 +77,7 @@ class VLLMGenerator:
                 async_scheduling=False,
                 enforce_eager=True,
                 skip_tokenizer_init=True,
+                enable_sleep_mode=sleeps,
                 disable_log_stats=metrics_as is None,
                 served_model_name=metrics_as,
                 use_tqdm_on_load=False,
@@ -86,12 +88,13 @@ class VLLMGenerator:
         self._queue: deque[Request] = deque()
         self._flights: dict[str, Flight] = {}
         self._loads = 0
-        self._usable = True
+        self._usable, self._sleeps, self._asleep = True, sleeps, False
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue `requests`. ValueError for a prompt that leaves no room for a response."""
         for request in requests:
             check_room(request, self._sampling, self._max_model_len)
+        self._wake()
         self._queue.extend(requests)
 
     def has_work(self) -> bool:
@@ -133,6 +136,7 @@ class VLLMGenerator:
         state = self._layout.complete(tensors)
         self._usable = False
         try:
+            self._wake()
             self._reload(state)
         except Exception as error:  # whatever it is, it leaves half a model behind
             raise EngineDead(f"loading version {version} failed half-way: {error}") from error
@@ -157,6 +161,7 @@ class VLLMGenerator:
                 f"token_logprobs takes sequences of 1 to {self._max_model_len - 1} tokens, "
                 f"one has {0 if not all(map(len, sequences)) else too_long}"
             )
+        self._wake()
         # vLLM reads no cached prefix for a request that wants the log-probs of its prompt.
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         for index, sequence in enumerate(sequences):
@@ -169,6 +174,18 @@ class VLLMGenerator:
                     np.empty(0, np.float32) if prompt is None else prompt.logprobs[:, 0].numpy()
                 )
         return [found[f"score-{index}"] for index in range(len(sequences))]
+
+    def sleep(self) -> None:
+        """Weights to the host's memory, the cache away, until the next load or request."""
+        assert not self.has_work(), "an engine at work cannot sleep"
+        if self._sleeps and not self._asleep:
+            self._core.sleep(level=1)
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            assert self._core.wake_up(), "the engine woke up without all of its memory"
+            self._asleep = False
 
     def close(self) -> None:
         """Free the engine and any process it started."""

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from rlhf_ray.actors.control import Standing, create_control
 from rlhf_ray.actors.generator import GeneratorSpec
@@ -117,6 +117,19 @@ class Cluster:
             yield
         except LearnersLost as lost:
             self._rebuild(lost)
+
+    def rest(self) -> None:
+        """Where it is asked for, generators give their GPU's memory up until the next version."""
+        if not self.config.rollout.sleep:
+            return
+        there = [member for member in self.pool.members() if member.life.version is not None]
+        with suppress(RayActorError):  # the pool hears of it by itself, and makes another
+            self.reactor.results(
+                [member.handle.rest() for member in there],
+                who=[member.life.name for member in there],
+                what="sleep",
+                timeout=self.config.cluster.start_timeout_s,
+            )
 
     def publish(self, step: int) -> float:
         """Make the learners' weights version `step`; seconds until generators could ask for it."""

@@ -61,6 +61,10 @@ class RayGenerator:
         """Resolves when the rollouts are forgotten."""
         return self._actor.abort.remote(list(keys))
 
+    def rest(self) -> Any:
+        """Resolves once it has given its GPU's memory up."""
+        return self._actor.rest.remote()
+
     def kill(self) -> None:
         """End the process and give back what it reserved."""
         ray.kill(self._actor, no_restart=True)

@@ -31,7 +31,12 @@ def _node(node: Mapping[str, Any]) -> Node:
 
 def plan_here(config: Config) -> Plan:
     """The run's plan on the cluster that is up. ValueError where it does not fit."""
-    return plan(config.cluster, nodes(), tensor_parallel=config.rollout.tensor_parallel)
+    made = plan(config.cluster, nodes(), tensor_parallel=config.rollout.tensor_parallel)
+    if config.rollout.sleep and not made.generator.gpus:
+        raise ValueError(
+            "rollout.sleep frees a GPU's memory, and generators have no GPU here: leave it out"
+        )
+    return made
 
 
 def place_for(share: Share, index: int) -> PlacementGroup:

@@ -39,7 +39,7 @@ class Plan:
     def asked(self) -> list[str]:
         """What each role asks for, in words."""
         return [
-            f"{n} {role}, each {share.cpus:g} CPU and {share.gpus:g} GPU"
+            f"{n} {role if n > 1 else role[:-1]}, each {share.cpus:g} CPU and {share.gpus:g} GPU"
             for role, n, share in self.roles()
         ]
 

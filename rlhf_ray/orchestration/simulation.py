@@ -213,6 +213,10 @@ class SimGenerator:
         self._work = [work for work in self._work if gone.isdisjoint(work.order.keys)]
         return self._call(self._pace.beat, lambda: None)
 
+    def rest(self) -> SimRef:
+        """It has no GPU to give up."""
+        return self._call(self._pace.beat, lambda: None)
+
     def kill(self) -> None:
         """End it; nobody waits for it any more."""
         self._end()

@@ -34,6 +34,7 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
             record.begin(step)
             cluster.rollouts.request(until=min(step + config.ppo.max_staleness, last))
             batch = cluster.rollouts.take(step)  # scored as its shards finished, with the learners
+            cluster.rest()  # generators that share a GPU with the learners, where asked
             stats = cluster.learners.update(step)  # advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
             record.evaluate(step + 1)
@@ -106,6 +107,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             trust_remote_code=trust,
             run=config.run.name,
             tensor_parallel=config.rollout.tensor_parallel,
+            sleeps=config.rollout.sleep,
         ),
         scorer=ScorerSpec(start.policy, start.reward, config.model.dtype, temperature, trust),
         learner=LearnerSpec(
