@@ -37,7 +37,7 @@ def parse(
 
     base: what flags override where no recipe is given; None: the class defaults.
     """
-    recipe = _recipe_path(argv)
+    recipe = recipe_path(argv)
     base = read_recipe(recipe) if recipe else base or Config()
     return tyro.cli(
         Command,
@@ -85,7 +85,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(INTERRUPTED)
 
 
-def _recipe_path(argv: Sequence[str]) -> Path | None:
+def recipe_path(argv: Sequence[str]) -> Path | None:
+    """The recipe that `argv` names, before it is parsed: it decides the defaults."""
     for i, arg in enumerate(argv):
         if arg == "--recipe" and i + 1 < len(argv):
             return Path(argv[i + 1])
