@@ -19,7 +19,7 @@ def main() -> int:
     for name, value in last.items():
         if name.startswith("heldout/"):
             print(f"{name.removeprefix('heldout/'):<20}{value:.4f}")
-    print(f"reward model: {out}")
+    print(f"reward model: {out}, report: {config.dir / 'report.html'}")
     return 0
 
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 resolve() {
     .venv/bin/uv pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-        --extra dev --extra bench --no-annotate --no-header --upgrade --quiet "$@"
+        --extra dev --no-annotate --no-header --upgrade --quiet "$@"
 }
 resolve --extra cpu --override requirements/overrides.txt --output-file requirements/cpu.lock
 resolve --extra gpu --output-file requirements/gpu.lock

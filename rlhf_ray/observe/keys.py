@@ -81,11 +81,14 @@ KEYS: dict[str, Metric] = {
     "heldout/eos_fraction": Metric("fraction", "held-out responses that end with EOS"),
     "heldout/distinct2": Metric("fraction", "distinct bigrams among the held-out responses"),
     # SFT
-    "loss/lm": Metric("nats/token", "cross-entropy of the next token", phases=_SFT),
+    "loss/lm": Metric("nats/token", "cross-entropy of the next token", phases=("sft", "rm")),
     "heldout/loss_lm": Metric("nats/token", "that on texts set apart", phases=_SFT),
     "heldout/perplexity": Metric("1", "exp of the cross-entropy set apart", phases=_SFT),
     # Reward model
     "loss/rank": Metric("nats", "ranking loss", phases=_RM),
+    "loss/centring": Metric("score²", "square of a list's mean score", phases=_RM),
+    "loss/contrastive": Metric("nats", "SimCSE or SwAV, mean of a feature", phases=_RM),
+    "meta/difference": Metric("1", "MetaRM's objective on a moved policy's samples", phases=_RM),
     "pair_accuracy": Metric("fraction", "pairs ordered as preferred", phases=_RM),
     "heldout/pair_accuracy": Metric("fraction", "that on lists set apart", phases=_RM),
     "heldout/exact_order": Metric("fraction", "lists set apart ordered as ranked", phases=_RM),

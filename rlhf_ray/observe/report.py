@@ -18,6 +18,7 @@ from rlhf_ray.observe.charts import Series, line_chart, stacked_bars
 from rlhf_ray.observe.metrics import Phase, read_metrics
 from rlhf_ray.observe.samples import before_after
 from rlhf_ray.observe.tables import facts, headlines
+from rlhf_ray.observe.verdict import verdict_charts
 
 _MOST_SAMPLES = 12
 
@@ -148,7 +149,7 @@ def write_report(run_dir: Path) -> Path:
         run=run_dir.name,
         headlines=headlines(summary),
         facts=facts(summary),
-        sections=_sections(rows),
+        sections=_sections(rows, _json(run_dir / "reward" / "evaluation.json")),
         pairs=before_after(run_dir)[:_MOST_SAMPLES],
         provenance=_json(run_dir / "provenance.json"),
         config=_text(run_dir / "config.yaml"),
@@ -159,7 +160,9 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _sections(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Figure]]]:
+def _sections(
+    rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]
+) -> list[tuple[str, list[Figure]]]:
     sections = []
     for title, phase, plots in SECTIONS:
         of_phase = [row for row in rows if row["phase"] == phase]
@@ -168,6 +171,8 @@ def _sections(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Figure]
             figures[1:1] = _components(of_phase)
         if plots is _POOLS:
             figures[:0] = _seconds(of_phase)
+        if plots is _REWARD_MODEL and verdict:
+            figures += [Figure(*chart) for chart in verdict_charts(verdict)]
         if figures:
             sections.append((title, figures))
     return sections

@@ -32,6 +32,7 @@ from rlhf_ray.orchestration.phases import stream
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
+from rlhf_ray.training.pictures import draw_reward
 from rlhf_ray.training.ppo import Start, run_ppo
 from rlhf_ray.training.reward_ensemble import train_ensemble
 from rlhf_ray.training.reward_model import train_reward_model
@@ -87,7 +88,9 @@ def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -
         phases = Phases(config, plan_here(config), log, console)
         if phase == "sft":
             return out, phases.train("sft", train_sft, config, str(out))
-        return out, phases.train_rewards(base, out)
+        last = phases.train_rewards(base, out)
+    draw_reward(config.dir)
+    return out, last
 
 
 def reward_base(config: Config) -> str:
