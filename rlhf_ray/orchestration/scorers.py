@@ -15,6 +15,7 @@ from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
 from rlhf_ray.orchestration.shares import Share
 
 RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
+DESCRIBED = 2  # times that samples are asked for: what hangs is a function of the user's
 ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 
 
@@ -71,7 +72,7 @@ class ScorerPools:
         run: str,
         log: Callable[[str], None],
     ) -> None:
-        self._reactor, self._log = reactor, log
+        self._reactor, self._log, self._gold = reactor, log, spec.reward.gold
         self.calibration: Any = None
         # Both kinds score a shard at the same time, so they share the threads.
         env = {"env_vars": torch_environment(max(1, threads // len(ROLES)))}
@@ -132,13 +133,12 @@ class ScorerPools:
 
     def describe(self, shards: Any, limit: int | None, timeout: float) -> list[dict[str, Any]]:
         """Samples (see RewardActor.describe) of scored shards."""
-        for _ in range(RETRIES):
+        what = f"describe samples, with {self._gold}" if self._gold else "describe samples"
+        for _ in range(DESCRIBED):
             scorer = self._pools["reward"][0]
             call = scorer.actor.describe.remote(shards, limit)
             try:
-                return self._reactor.result(
-                    call, who=scorer.name, what="describe samples", timeout=timeout
-                )
+                return self._reactor.result(call, who=scorer.name, what=what, timeout=timeout)
             except Late as late:
                 self._give_up_on(scorer, late)
                 last = late

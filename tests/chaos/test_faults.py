@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
-from tests.chaos.strikes import EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
+from tests.chaos.strikes import DRIVER, EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
 from tests.running.jobs import STEPS, TINY, fingerprint, succeed
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
@@ -66,13 +66,14 @@ def test_either_rank_of_two_killed(base: Path, new_run: Make):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("how", [KILL, STOP])
-def test_running_ahead_struck(new_run: Make, how: int):
+@pytest.mark.parametrize("last", [KILL, STOP, DRIVER])
+def test_running_ahead_struck(new_run: Make, last: int | str):
     strikes = [
-        Strike("generator", "generator generates", 13, how, delay=0.005),
+        Strike("generator", "generator generates", 13, STOP if last == STOP else KILL, delay=0.005),
         Strike("learner", "learner updates", 8, KILL, part_of_update=0.5),
-        Strike("reward", "scorer scores", 90, how, delay=0.002),
+        Strike("reward", "scorer scores", 90, KILL, delay=0.002),
     ]
+    strikes += [Strike(DRIVER, "learner updates", 14, delay=0.1)] if last == DRIVER else []
     run, place = new_run("struck")
     run_struck(run, place, (*FLAGS, "--ppo.max-staleness=2"), strikes, limit=350)
     all_struck(run, strikes)
