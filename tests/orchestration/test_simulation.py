@@ -8,6 +8,7 @@ version.
 import random
 
 import pytest
+from ray.exceptions import ObjectLostError
 
 from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
 from rlhf_ray.orchestration.ledger import BatchKey
@@ -252,6 +253,38 @@ def test_a_generator_that_starts_late_takes_the_current_version() -> None:
         started.run._publish(Version(0, step))
     started.until(lambda: started.pool.serving() == 2)
     assert [made.version for made in started.live()] == [Version(0, 3)] * 2
+
+
+def test_a_generator_whose_version_is_gone_waits_for_the_next() -> None:
+    started = Started(Scenario(generators=1))
+    (made,) = started.live()
+    gone = ObjectLostError("00" * 28, None, "")
+    load, made.load = made.load, lambda published: started.world.later(0.1, error=gone)
+    started.run._publish(Version(0, 1))
+    began = started.world.now
+    started.until(lambda: started.world.now > began + 5)
+    assert started.states() == [State.STALE] and started.pool.restarts == 0
+    made.load = load
+    started.run._publish(Version(1, 1))
+    started.until(lambda: started.pool.serving() == 1)
+    assert made.version == Version(1, 1)
+
+
+def test_shards_that_are_gone_when_learners_fetch_them_are_generated_again() -> None:
+    started = Started(Scenario(generators=2, prompts=16))
+    asked: list[int] = []
+
+    def deliver(shards: list) -> list[int]:
+        asked.append(len(shards))
+        return [1, 3] if len(asked) == 1 else []
+
+    started.run.rollouts._deliver = deliver
+    started.run.rollouts.request(0)
+    started.run._check(0, started.run.rollouts.take(0))
+    assert asked == [4, 4]
+    assert started.ledger.counts["requeued"] == 8
+    assert started.ledger.counts["committed"] == started.ledger.counts["consumed"] == 16
+    assert "shards 1, 3 of step 0 were lost" in faults(started.run.measured.log)[0]
 
 
 def test_versions_published_while_one_loads_are_all_caught_up_with() -> None:
