@@ -22,11 +22,13 @@ def side_by_side(
     plan: Plan,
     name: str,
     log: Callable[[str], None],
+    environment: Callable[[int], dict[str, str]] = torch_environment,
 ) -> Iterator[tuple[int, Row]]:
     """(place of the call, row) as rows come; as many calls at a time as Ray has room for.
 
     The threads of a node are divided among the calls, and each reserves as many CPUs, so none waits
-    for another's. Raises what a phase raised, and ends the others; TimeoutError where all stall.
+    for another's; environment: of a process with so many. Raises what a phase raised, and ends the
+    others; TimeoutError where all stall.
     """
     threads = max(1, plan.threads // len(calls))
     options = plan.learner.options() | {"num_cpus": max(threads, plan.learner.cpus)}
@@ -36,7 +38,7 @@ def side_by_side(
             name=f"{name} {place}",
             num_returns="streaming",
             max_retries=0,
-            runtime_env={"env_vars": torch_environment(threads)},
+            runtime_env={"env_vars": environment(threads)},
             **options,
         )
         streams[task.remote(*args, **kwargs)] = place

@@ -322,10 +322,10 @@ def test_mixtures_take_each_part_by_its_weight(tmp_path):
 
 def test_every_example_of_the_page_loads(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    section = page.split("## Ranked lists")[1].split("## Bad rows")[0]
+    section = page.split("## Ranked lists")[1].split("## Samples")[0]
     rows = re.findall(r"^\{.*\}$", section, re.MULTILINE)
     cells = [line for line in section.splitlines() if "\t" in line]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     (tmp_path / "a.tsv").write_text("\n".join(cells))
-    assert len(load_lists(tmp_path / "a.jsonl")) == len(rows) == 7
+    assert len(load_lists(tmp_path / "a.jsonl")) == len(rows) == 8
     assert len(load_lists(tmp_path / "a.tsv")) == len(cells) == 1

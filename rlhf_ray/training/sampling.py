@@ -1,0 +1,123 @@
+"""Responses of a policy to a set of prompts: by the run's generators, side by side, into a file.
+
+What MetaRM learns from and a reward is calibrated on. Who samples a response does not change it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import Config
+from rlhf_ray.data.ids import Version, stable_hash
+from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.samples import Samples, write_samples
+from rlhf_ray.generators.protocol import Generator, Request, Sampling
+from rlhf_ray.generators.registry import BACKENDS
+from rlhf_ray.models.loading import load_config, load_tokenizer
+from rlhf_ray.observe.console import Console
+from rlhf_ray.orchestration.placement import plan_here
+from rlhf_ray.orchestration.session import ray_session
+from rlhf_ray.orchestration.side_by_side import side_by_side
+
+Row = dict[str, Any]
+TELL_EVERY = 32  # finished responses between two rows
+
+
+def sample_to(
+    config: Config, policy: str, out: Path, *, prompts: int, samples: int, console: Console
+) -> int:
+    """`samples` responses to each of the first `prompts` training prompts, written to `out`.
+
+    As many generators as `config.cluster.generators` share the prompts. Returns the number of
+    responses. Raises ValueError for prompts or a policy that cannot be used.
+    """
+    tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
+    chosen = load_prompts(config.data, tokenizer, config.run.seed).train[:prompts]
+    parts = [
+        range(i, len(chosen), config.cluster.generators) for i in range(config.cluster.generators)
+    ]
+    calls = [
+        (
+            (config, policy, [(chosen[k].prompt_id, chosen[k].token_ids) for k in part], samples),
+            {},
+        )
+        for part in parts
+        if len(part)
+    ]
+    texts: dict[int, list[str]] = {}
+    with ray_session(), console.phase("sample", len(chosen) * samples) as line:
+        done = [0] * len(calls)
+        for place, row in side_by_side(
+            sample_prompts,
+            calls,
+            plan=plan_here(config),
+            name=f"sample {config.run.name}",
+            log=console.note,
+            environment=BACKENDS[config.rollout.backend].environment,
+        ):
+            texts |= row.pop("texts", {})
+            done[place] = row["step"]
+            line.update(sum(done), {}, total=len(chosen) * samples)
+    write_samples(out, [Samples(one.text, tuple(texts[one.prompt_id])) for one in chosen])
+    return len(chosen) * samples
+
+
+def sample_prompts(
+    config: Config, policy: str, prompts: list[tuple[int, tuple[int, ...]]], samples: int
+) -> Iterator[Row]:
+    """One generator's share: rows of progress, the last with `texts`: prompt id -> responses."""
+    tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
+    engine = make_engine(config, policy, tokenizer.eos_token_id)
+    requests = [
+        Request(
+            place * samples + k, token_ids, stable_hash(config.run.seed, "sample", prompt_id, k)
+        )
+        for place, (prompt_id, token_ids) in enumerate(prompts)
+        for k in range(samples)
+    ]
+    tokens: dict[int, list[int]] = {}
+    told = 0
+    try:
+        engine.submit(requests)
+        while engine.has_work():
+            for completion in engine.step():
+                tokens[completion.rollout_id] = completion.response_token_ids.tolist()
+            if len(tokens) - told >= TELL_EVERY:
+                told = len(tokens)
+                yield {"step": told, "total": len(requests)}
+    finally:
+        engine.close()
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    texts = {
+        prompt_id: [
+            tokenizer.decode(tokens[place * samples + k], **options) for k in range(samples)
+        ]
+        for place, (prompt_id, _) in enumerate(prompts)
+    }
+    yield {"step": len(requests), "total": len(requests), "texts": texts, "done": True}
+
+
+def make_engine(config: Config, policy: str, eos_token_id: int) -> Generator:
+    """The run's kind of generator on the policy as it is. ValueError where the model is shorter."""
+    rollout = config.rollout
+    asked = config.data.max_prompt_tokens + rollout.max_response_tokens
+    shape = load_config(policy, trust_remote_code=config.model.trust_remote_code)
+    room = getattr(shape, "max_position_embeddings", None)
+    if room is not None and asked > room:
+        raise ValueError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} and "
+            f"rollout.max_response_tokens {rollout.max_response_tokens} make {asked}, and the "
+            f"model at {policy} takes {room}: lower one of the two"
+        )
+    return BACKENDS[rollout.backend].make(
+        policy,
+        sampling=Sampling(
+            rollout.temperature, rollout.max_response_tokens, eos_token_id, rollout.ignore_eos
+        ),
+        version=Version(0, 0),
+        dtype="float32" if rollout.dtype == "auto" else rollout.dtype,
+        max_model_len=asked,
+        max_num_seqs=rollout.max_in_flight,
+        kv_cache_mb=rollout.kv_cache_mb,
+        trust_remote_code=config.model.trust_remote_code,
+    )
