@@ -3,6 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+SUBMIT ?=
 JOB ?= jobs/ppo.py
 RUNS ?= $(CURDIR)/runs
 COMMIT = $(shell git describe --always --abbrev=40 --dirty=+changes --exclude='*' 2>/dev/null)
@@ -54,8 +55,9 @@ cluster: install ## Ray on this machine, with token authentication
 cluster-down: ## stop every Ray process of this user on this machine
 	@$(BIN)/ray stop
 
-submit: install ## the same as a Ray job (JOB=jobs/sft.py: another); uploads code only
+submit: install ## the same as a Ray job (JOB=jobs/sft.py: another; SUBMIT="--no-wait": of ray job submit)
 	@RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES= \
-		$(BIN)/ray job submit --address $(RAY_DASHBOARD) --working-dir . \
+		$(BIN)/ray job submit --address $(RAY_DASHBOARD) --working-dir . $(SUBMIT) \
+		--metadata-json '{"job": "$(JOB)", "commit": "$(COMMIT)", "runs": "$(abspath $(RUNS))"}' \
 		--runtime-env-json '{"env_vars": {"RLHF_RAY_COMMIT": "$(COMMIT)"}}' -- \
 		python $(JOB) --run.root $(abspath $(RUNS)) $(ARGS)

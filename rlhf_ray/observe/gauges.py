@@ -7,7 +7,6 @@ so one scrape of its node has every actor of the run, however late it joined.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from ray.util.metrics import Gauge
 
@@ -27,6 +26,7 @@ class Gauges:
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
+        self._last: dict[tuple[str, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
         self._states: dict[tuple[str, str], set[str]] = {}
 
     def set(
@@ -57,10 +57,16 @@ class Gauges:
         for other in known:
             self._set("actor/state", float(other == state), role, actor, "ppo", {"state": other})
 
+    def refresh(self) -> None:
+        """Set everything again: Ray shows a gauge only for a while after it was last set."""
+        for (key, _), (value, tags) in self._last.items():
+            self._gauge(key).set(value, tags=tags)
+
     def _set(
-        self, key: str, value: float, role: str, actor: str, phase: str, extra: dict[str, Any]
+        self, key: str, value: float, role: str, actor: str, phase: str, extra: dict[str, str]
     ) -> None:
         tags = {"run": self._run, "role": role, "actor": actor, "phase": phase} | extra
+        self._last[key, tuple(tags.values())] = value, tags
         self._gauge(key).set(value, tags=tags)
 
     def _gauge(self, key: str) -> Gauge:

@@ -40,6 +40,7 @@ class Live:
             "weights/bytes": cluster.pool.published_bytes(),
         }
         gauges.set("ppo", run)
+        gauges.refresh()
 
     def _of(self, member: Member, now: float) -> dict[str, float]:
         vitals, version = member.vitals, member.life.version

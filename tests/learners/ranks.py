@@ -1,4 +1,7 @@
-"""Gloo ranks, each a process of its own, that run functions together; started once a session."""
+"""Ranks (gloo, or NCCL on GPUs), each a process of its own, that run functions together.
+
+Started once a session.
+"""
 
 import queue
 import traceback
@@ -17,14 +20,17 @@ DEADLINE = 120.0  # seconds for any one function
 class Ranks:
     """`run(function, *args)` calls function(group, *args) on every rank at once."""
 
-    def __init__(self, size: int, directory: str) -> None:
+    def __init__(self, size: int, directory: str, *, device: str = "cpu") -> None:
         context = mp.get_context("spawn")
         self._calls = [context.Queue() for _ in range(size)]
         self._results = context.Queue()
         self._processes = [
             context.Process(
                 target=_serve,
-                args=(rank, size, f"file://{directory}/meet", self._calls[rank], self._results),
+                args=(
+                    *(rank, size, f"file://{directory}/meet", device),
+                    *(self._calls[rank], self._results),
+                ),
                 daemon=True,
             )
             for rank in range(size)
@@ -57,9 +63,10 @@ class Ranks:
             process.join(10)
 
 
-def _serve(rank: int, size: int, address: str, calls: Any, results: Any) -> None:
+def _serve(rank: int, size: int, address: str, device: str, calls: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    group = Group.join(rank=rank, size=size, address=address, device=CPU)
+    mine = CPU if device == "cpu" else torch.device(device, rank)
+    group = Group.join(rank=rank, size=size, address=address, device=mine)
     while (call := calls.get()) is not None:
         function, args = call
         try:

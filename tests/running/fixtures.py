@@ -1,33 +1,46 @@
 """One Ray and one tiny SFT and reward model for all end-to-end tests."""
 
+import os
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.running.jobs import STEPS, TINY, fingerprint, succeed
+from tests.running.jobs import STEPS, TINY, fingerprint, succeed, wait_for
 
-PORT = 26379
+# All ports are the tests' own: another Ray on this machine has the usual ones.
+PORT, DASHBOARD, METRICS, AGENT, CLIENT = range(26379, 26384)
 
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_home() -> Iterator[Path]:
+    """Ray's own directory. Short: a socket's path holds 107 characters, and Ray adds 60."""
+    with tempfile.TemporaryDirectory(prefix="ray") as home:
+        yield Path(home)
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_home: Path) -> Iterator[str]:
     """A Ray head of its own, with a token, ended with the session; found through RAY_ADDRESS."""
     ray = str(Path(sys.executable).parent / "ray")
-    # Short: a socket's path holds 107 characters, and Ray adds 60 of its own.
-    with tempfile.TemporaryDirectory(prefix="ray") as home, pytest.MonkeyPatch.context() as env:
+    with pytest.MonkeyPatch.context() as env:
         env.setenv("RAY_AUTH_MODE", "token")
         env.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        options = [f"--port={PORT}", "--num-cpus=2", "--include-dashboard=false"]
+        options = [f"--port={PORT}", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+        options += [f"--dashboard-port={DASHBOARD}", f"--metrics-export-port={METRICS}"]
+        options += [f"--dashboard-agent-listen-port={AGENT}", f"--ray-client-server-port={CLIENT}"]
         head = subprocess.Popen(
-            [ray, "start", "--head", "--block", *options, f"--temp-dir={home}"],
+            [ray, "start", "--head", "--block", *options, f"--temp-dir={ray_home}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # A job's `python` is looked up in the PATH that Ray was started with.
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
         address = f"127.0.0.1:{PORT}"
         try:
@@ -45,6 +58,28 @@ def _wait_until_up(ray: str, address: str) -> None:
         if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
             return
     raise AssertionError(f"no Ray came up at {address}")
+
+
+@pytest.fixture(scope="session")
+def job_server(ray_address: str) -> str:
+    """Where jobs are submitted to that Ray; the dashboard is up a few seconds after it."""
+    address = f"http://127.0.0.1:{DASHBOARD}"
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return True
+        except OSError:
+            return False
+
+    wait_for(answers, seconds=60, why="no dashboard came up")
+    return address
+
+
+@pytest.fixture(scope="session")
+def metrics_page(ray_address: str) -> str:
+    """What Prometheus reads of that Ray's node."""
+    return f"http://127.0.0.1:{METRICS}/metrics"
 
 
 @pytest.fixture(scope="session")
