@@ -189,10 +189,12 @@ def _fits(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) -> bool
 
 def _smaller(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) -> list[str]:
     """The most generators, else the most learner ranks, that the nodes take."""
-    for field in ("generators", "learners"):
-        for n in range(getattr(cluster, field) - 1, 0, -1):
-            if _fits(replace(cluster, **{field: n}), nodes, tensor_parallel):
-                return [f"--cluster.{field} {n}"]
+    for n in range(cluster.generators - 1, 0, -1):
+        if _fits(replace(cluster, generators=n), nodes, tensor_parallel):
+            return [f"--cluster.generators {n}"]
+    for n in range(cluster.learners - 1, 0, -1):
+        if _fits(replace(cluster, learners=n), nodes, tensor_parallel):
+            return [f"--cluster.learners {n}"]
     return []
 
 
