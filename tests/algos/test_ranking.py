@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_ray.algos.ranked_pairs import Pairs
 from rlhf_ray.algos.ranking import (
     FORMS,
+    comparison_loss,
     count_ranked_terms,
     pairwise_loss,
     preference_strength,
@@ -196,6 +198,56 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(
         lambda s: pairwise_loss(s, other, margin=0.3, label_smoothing=0.2), scores
     )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 2),
+                       st.floats(-2, 2), st.floats(0, 1)), max_size=8),
+    st.sampled_from(["list", "pair"]),
+    st.sampled_from(["logsigmoid", "sigmoid"]),
+)  # fmt: skip
+def test_comparisons_with_margins_and_targets_against_plain_python(rows, reduction, form):
+    scores = [0.3, -1.2, 2.0, 0.7]
+    first = [a for a, *_ in rows]
+    second = [(a + step) % 4 for a, step, *_ in rows]
+    columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)]
+    margin, target = columns[3:] if rows else (torch.zeros(0).double(),) * 2
+    pairs = Pairs(
+        torch.tensor(first, dtype=torch.long),
+        torch.tensor(second, dtype=torch.long),
+        torch.tensor([one[2] for one in rows], dtype=torch.long),
+        3,
+    )
+    sigma = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    cost = (lambda x: -sigma(x)) if form == "sigmoid" else (lambda x: -math.log(sigma(x)))
+    by_list = defaultdict(list)
+    for a, b, (_, _, place, m, q) in zip(first, second, rows, strict=True):
+        d = scores[a] - scores[b] - m
+        by_list[place].append(q * cost(d) + (1 - q) * cost(-d))
+    every = [x for losses in by_list.values() for x in losses]
+    means = [sum(losses) / len(losses) for losses in by_list.values()]
+    wanted = means if reduction == "list" else every
+    found = comparison_loss(
+        torch.tensor(scores, dtype=torch.float64),
+        pairs,
+        reduction=reduction,
+        form=form,
+        margin=margin,
+        target=target,
+    )
+    assert found.item() == pytest.approx(sum(wanted) / len(wanted) if wanted else 0.0, abs=1e-9)
+
+
+def test_gradients_of_comparisons_by_finite_differences():
+    pairs = Pairs(torch.tensor([0, 2, 1]), torch.tensor([1, 0, 2]), torch.tensor([0, 0, 1]), 2)
+    margin_P = torch.tensor([0.5, -0.3, 1.0], dtype=torch.float64)
+    target_P = torch.tensor([0.9, 1.0, 0.4], dtype=torch.float64)
+    scores_N = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    for form, reduction in itertools.product(("logsigmoid", "logexp", "sigmoid"), ("list", "pair")):
+        options = {"form": form, "reduction": reduction, "margin": margin_P, "target": target_P}
+        assert torch.autograd.gradcheck(
+            lambda s, o=options: comparison_loss(s, pairs, **o), scores_N
+        )
 
 
 def test_a_list_without_pairs_counts_nowhere():

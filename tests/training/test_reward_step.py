@@ -17,6 +17,7 @@ from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_step import RewardStep
 from rlhf_ray.training.supervised import MasterAdamW
 from rlhf_ray.training.views import Views
+from tests.models.test_reward_model import BACKBONES, ENCODERS
 
 LISTS = [
     RankedList("", ("good", "so so, really", "bad"), (1, 2, 3), "x", 1),
@@ -140,6 +141,28 @@ def test_the_language_model_loss_is_of_the_best_response_alone() -> None:
     check_gradients(model, expected)
     assert sums.means["loss/lm"][1] == nll(model_with_head())[1]
     assert sums.means["loss/lm"][0] == pytest.approx(nll(model_with_head())[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_kind_of_backbone_trains(name: str, lora: bool) -> None:
+    model = RewardModel(BACKBONES[name](), "cls" if name in ENCODERS else "last")
+    if lora:
+        model.add_lora(rank=2, alpha=4.0)
+    optimizer = MasterAdamW(model, dtype=torch.bfloat16)
+    data = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
+    rows = dataclasses.replace(data.rows, token_ids=[row % 39 + 1 for row in data.rows.token_ids])
+    step = RewardStep(optimizer, dataclasses.replace(data, rows=rows), PLAIN, pad_id=0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    losses = []
+    for _ in range(8):
+        total, terms = step([0, 1]).means["loss/rank"]
+        losses.append(total / terms)
+        optimizer.step(1e-2)
+    assert losses[-1] < losses[0] - 0.05
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert any("backbone" in n for n in moved)
+    assert not lora or all("lora_" in n or n.startswith("head") for n in moved)
 
 
 def test_soft_labels_and_smoothing_exclude_each_other() -> None:
