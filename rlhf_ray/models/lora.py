@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 def add_lora(
@@ -33,7 +34,7 @@ def add_lora(
     linear = {
         name.rpartition(".")[2]
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | Conv1D)
     }
     if unknown := sorted(set(targets) - linear):
         raise ValueError(
@@ -46,6 +47,7 @@ def add_lora(
         bias=bias,
         target_modules=list(targets) or "all-linear",
         lora_dropout=dropout,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
     )
     return get_peft_model(backbone, settings)
 
