@@ -5,27 +5,26 @@ tests/contracts/test_generators.py. The process needs `environment.vllm_environm
 imports this file.
 """
 
-import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from vllm import SamplingParams
+from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.metrics.stats import SchedulerStats
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.flight import Flight, check_room
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
 from rlhf_ray.generators.state import state_layout
+from rlhf_ray.generators.vllm_counts import EngineCounts
 
 BLOCK_SIZE = 32  # tokens of a cache block; the CPU's default of 128 would hide stale prefixes
-METRICS_EVERY = 1.0  # seconds
 MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step; a prompt is never split (`_engine_args`)
 
 # Architectures whose loader in vLLM refuses `lm_head.weight`: their tied head is repacked instead.
@@ -36,7 +35,8 @@ class VLLMGenerator:
     """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling.
 
     metrics_as: the `model_name` under which vLLM's own metrics stand in the process's registry
-    of prometheus_client; None: it counts nothing. sleeps: `sleep` frees the GPU; CUDA alone.
+    of prometheus_client; None: it counts nothing. sleeps: `sleep` frees the GPU. takes_ipc:
+    `load_ipc` takes weights from another process's GPU memory. Both on CUDA alone.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class VLLMGenerator:
         trust_remote_code: bool = False,
         metrics_as: str | None = None,
         sleeps: bool = False,
+        takes_ipc: bool = False,
     ) -> None:
         self._sampling, self._version = sampling, version
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
@@ -78,12 +79,13 @@ class VLLMGenerator:
                 enforce_eager=True,
                 skip_tokenizer_init=True,
                 enable_sleep_mode=sleeps,
+                weight_transfer_config=WeightTransferConfig(backend="ipc") if takes_ipc else None,
                 disable_log_stats=metrics_as is None,
                 served_model_name=metrics_as,
                 use_tqdm_on_load=False,
             ),
         )
-        self._metrics = _Metrics(self._engine) if metrics_as else None
+        self._counts = EngineCounts(_prometheus(self._engine)) if metrics_as else None
         self._core = self._engine.engine_core
         self._queue: deque[Request] = deque()
         self._flights: dict[str, Flight] = {}
@@ -108,8 +110,8 @@ class VLLMGenerator:
             self._start(self._queue.popleft())
         finished = []
         outputs = self._core.get_output()
-        if self._metrics:
-            self._metrics.add(outputs)
+        if self._counts:
+            self._counts.add(outputs)
         for output in outputs.outputs:
             flight = self._flights.get(output.request_id)
             if flight is not None and self._advance(flight, output):
@@ -140,11 +142,25 @@ class VLLMGenerator:
             self._reload(state)
         except Exception as error:  # whatever it is, it leaves half a model behind
             raise EngineDead(f"loading version {version} failed half-way: {error}") from error
-        self._usable = True
-        self._version, self._loads = version, self._loads + 1
-        self._restart_unsampled()
-        if not self._flights:
-            assert self._core.reset_prefix_cache(), "an idle engine kept its prefix cache"
+        self._became(version)
+
+    def load_ipc(self, version: Version, update: Mapping[str, Any]) -> None:
+        """Like `load`, from GPU memory that `weights.cuda_ipc.shared` describes.
+
+        Not used by runs yet, and never run on a GPU: tests/gpu has what it is to do.
+        """
+        self._check_usable()
+        self._usable = False
+        try:
+            self._wake()
+            rpc = self._core.collective_rpc
+            rpc("init_weight_transfer_engine", args=({"packed": False},))
+            rpc("start_weight_update")
+            rpc("update_weights", args=(dict(update),))
+            rpc("finish_weight_update")
+        except Exception as error:  # whatever it is, it leaves half a model behind
+            raise EngineDead(f"loading version {version} failed half-way: {error}") from error
+        self._became(version)
 
     def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
@@ -241,6 +257,14 @@ class VLLMGenerator:
                 flight.add(token, logprob, self._version)
         return output.finish_reason is not None
 
+    def _became(self, version: Version) -> None:
+        """All weights are of `version` now: nothing of the old ones may be read any more."""
+        self._usable = True
+        self._version, self._loads = version, self._loads + 1
+        self._restart_unsampled()
+        if not self._flights:
+            assert self._core.reset_prefix_cache(), "an idle engine kept its prefix cache"
+
     def _reload(self, state: dict[str, torch.Tensor]) -> None:
         if self._layout.model_type in HEADLESS_LOADERS:
             state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
@@ -260,40 +284,9 @@ class VLLMGenerator:
             self._start(self._flights.pop(key).request)
 
 
-class _Metrics:
-    """Adds up what vLLM's steps report and tells its logger once a second, not at every step.
-
-    The histograms of latencies stay empty: they belong to vLLM's own request loop.
-    """
-
-    def __init__(self, engine: LLMEngine) -> None:
-        loggers = engine.logger_manager.stat_loggers
-        (self._logger,) = (one for one in loggers if isinstance(one, PrometheusStatLogger))
-        self._queries = self._hits = self._prompt_tokens = self._tokens = 0
-        self._told = 0.0
-
-    def add(self, outputs: EngineCoreOutputs) -> None:
-        """Count one step."""
-        for output in outputs.outputs:
-            self._tokens += len(output.new_token_ids)
-            if output.prefill_stats is not None:
-                self._prompt_tokens += output.prefill_stats.num_prompt_tokens
-        stats = outputs.scheduler_stats
-        if stats is None:
-            return
-        self._queries += stats.prefix_cache_stats.queries
-        self._hits += stats.prefix_cache_stats.hits
-        now = time.monotonic()
-        if now - self._told >= METRICS_EVERY or not stats.num_running_reqs:
-            self._told = now
-            self._tell(stats)
-
-    def _tell(self, stats: SchedulerStats) -> None:
-        stats.prefix_cache_stats.queries, stats.prefix_cache_stats.hits = self._queries, self._hits
-        self._logger.record(stats, None)
-        self._logger.counter_prompt_tokens[0].inc(self._prompt_tokens)
-        self._logger.counter_generation_tokens[0].inc(self._tokens)
-        self._queries = self._hits = self._prompt_tokens = self._tokens = 0
+def _prometheus(engine: LLMEngine) -> PrometheusStatLogger:
+    loggers = engine.logger_manager.stat_loggers
+    return next(one for one in loggers if isinstance(one, PrometheusStatLogger))
 
 
 def _repack_head(model: Any) -> None:

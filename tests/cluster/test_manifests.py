@@ -104,6 +104,17 @@ def test_a_failed_run_is_resumed_on_storage_that_outlives_its_cluster():
     assert "--cluster.role-resources --cluster.autoscaling" in spec["entrypoint"]
 
 
+def test_the_container_copies_what_there_is_and_installs_by_the_lock():
+    lines = (CLUSTER / "Containerfile").read_text().splitlines()
+    copied = [source for line in lines if line.startswith("COPY") for source in line.split()[2:-1]]
+    assert {"pyproject.toml", "requirements", "."} <= set(copied)
+    for source in copied:
+        assert (ROOT / source).exists(), source
+    assert any("LOCK=$LOCK requirements/install.sh" in line for line in lines)
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "runs"} <= set(ignored)
+
+
 @pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
 def test_the_launcher_takes_its_files(name: str):
     (config,) = documents(CLUSTER / name)

@@ -1,7 +1,7 @@
 """The whole demonstration on a cluster of three nodes, by the command line of Ray's job server."""
 
+import json
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.observe.gauges import gauge_name
-from rlhf_ray.observe.keys import KEYS
+from rlhf_ray.observe.keys import KEYS, PHASES, row_of
 from tests.cluster.scrape import families
 from tests.cluster.submitting import ray_job, submit
-from tests.running.jobs import ROOT, TINY, actor_processes, rows, summary, wait_for
+from tests.running.jobs import ROOT, TINY, actor_processes, rows, succeed, summary, wait_for
 
 PORTS = GCS, DASHBOARD, METRICS = 26479, 26480, 26481
 
@@ -70,8 +70,7 @@ def test_a_run_from_nothing_to_its_end_with_every_role_on_its_own_node(nodes, tm
     )
     assert first.returncode == 0, first.stdout[-4000:]
     assert "succeeded" in first.stdout
-    plan = re.findall(r"\d+ CPUs on (\d) nodes|: (\d) on \S+ \(", first.stdout)
-    assert plan[0][0] == "2"
+    assert "4 CPUs on 2 nodes" in first.stdout
     assert summary(run)["rollouts"]["consumed"] == 96
     assert [row["step"] for row in rows(run)] == list(range(7))
     assert "SUCCEEDED" in ray_job(nodes.server, "status", "s1").stdout
@@ -87,10 +86,16 @@ def test_a_run_that_is_stopped_half_way_goes_on_by_another_job(nodes, tmp_path):
     begun = submit(nodes.server, run, *TINY, *flags, "--ppo.iterations=1000", options=options)
     assert begun.returncode == 0, begun.stdout + begun.stderr
     wait_for(lambda: list(run.glob("checkpoints/step-*4")), why="no fourth iteration")
-    wanted = {f"ray_{gauge_name(key)}" for key in KEYS}
-    wait_for(lambda: wanted <= families(nodes.page).keys(), seconds=60, why="a key is missing")
-    assert "stopped" in ray_job(nodes.server, "stop", "s2").stdout
-    assert "STOPPED" in ray_job(nodes.server, "status", "s2").stdout + "STOPPED"
+    said = succeed("status", "--run=halves", "--json")
+    nodes_of = {row["role"]: row["node"] for row in json.loads(said)["actors"]}
+    assert nodes_of["generator"] not in (nodes_of["learner"], nodes_of["reward"])
+    assert nodes_of["learner"] == nodes_of["reward"] == nodes_of["reference"]
+    names = {name for phase in PHASES for row in rows(run, phase) for name in row}
+    written = {row_of(name)[0] for name in names - {"phase", "step", "time"}}
+    wanted = {f"ray_{gauge_name(key)}" for key in written | {k for k, m in KEYS.items() if m.live}}
+    wait_for(lambda: wanted <= families(nodes.page).keys(), seconds=30, why="a key is missing")
+    ray_job(nodes.server, "stop", "s2")
+    assert "STOPPED" in ray_job(nodes.server, "list").stdout
     wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives its job")
     last = max(int(path.name[-6:]) for path in run.glob("checkpoints/step-*")) + 2
     ended = submit(nodes.server, run, "--resume", f"--ppo.iterations={last}")
@@ -98,3 +103,12 @@ def test_a_run_that_is_stopped_half_way_goes_on_by_another_job(nodes, tmp_path):
     assert [row["step"] for row in rows(run)] == list(range(last + 1))
     counts = summary(run)["rollouts"]
     assert counts["consumed"] == last * 16 and counts["duplicated"] == 0
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_why_in_its_last_line(nodes, tmp_path):
+    done = submit(nodes.server, tmp_path / "failing", "--data.texts=/no/such/texts.txt")
+    assert done.returncode != 0
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("error: --data.texts /no/such/texts.txt")
+    assert "Traceback" not in done.stdout

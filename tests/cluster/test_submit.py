@@ -139,11 +139,3 @@ def test_a_stopped_job_ends_its_actors_and_leaves_a_checkpoint(submitted: Submit
     assert submitted.facts()["status"] == "STOPPED"
     wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives its job")
     assert list(submitted.run.glob("checkpoints/step-*/manifest.json"))
-
-
-def test_a_job_that_fails_says_why_in_its_last_line(job_server: str, tmp_path: Path):
-    done = submit(job_server, tmp_path / "failing", "--data.texts=/no/such/texts.txt")
-    assert done.returncode != 0
-    last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("error: --data.texts /no/such/texts.txt")
-    assert "Traceback" not in done.stdout
