@@ -178,7 +178,23 @@ def test_alerts_cover_what_is_promised():
     assert {f"Rlhf{name}" for name in promised} <= names
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="Debian's package prometheus is not there")
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="Debian's package prometheus is not there"
+)
+
+
+@needs_promtool
+def test_prometheus_understands_every_query(tmp_path: Path):
+    rules = [{"record": f"q:{i}", "expr": query} for i, query in enumerate(queries())]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", file], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
 def test_prometheus_loads_our_configuration_and_the_alerts_fire_when_they_should():
     monitoring = CLUSTER / "monitoring"
     for args in (
