@@ -51,6 +51,7 @@ cluster: install ## Ray on this machine, with token authentication
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ray get-auth-token --generate > /dev/null
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 \
 		ray start --head --dashboard-host 127.0.0.1 --disable-usage-stats $(ARGS)
+	@echo "dashboard: http://127.0.0.1:8265, which asks for the token: cat ~/.ray/auth_token"
 
 cluster-down: ## stop every Ray process of this user on this machine
 	@$(BIN)/ray stop
