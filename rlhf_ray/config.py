@@ -181,6 +181,9 @@ class RM:
     """Loss of a score gap: −log σ, the same as log(1 + exp(−gap)), or −σ (for comparison only)."""
     label_smoothing: float = 0.0
     """Probability that a label is wrong."""
+    token_dropout: float = 0.0
+    """Share of a text's tokens that each training pass leaves out, drawn anew (never the first or
+    the last): helps small data through several epochs."""
     margin: float = 0.0
     """Gap that is asked of every pair, beside the one that a row may bring (adaptive margin)."""
     lm_coef: float = 0.0
@@ -205,6 +208,11 @@ class RM:
             raise ValueError(
                 f"rm.label_smoothing is {self.label_smoothing}; from .5 on a label would say the "
                 f"opposite: give 0 to .5 (usual: .1)"
+            )
+        if not 0 <= self.token_dropout < 1 or (self.token_dropout and self.lm_coef):
+            raise ValueError(
+                f"rm.token_dropout is {self.token_dropout} with rm.lm_coef {self.lm_coef}: it is a "
+                f"share below 1, and texts with holes teach no language: set one of them to 0"
             )
         if self.lm_coef and self.pooling in ("pooler", "cls"):
             raise ValueError("rm.lm_coef needs a decoder, and rm.pooling is an encoder's")

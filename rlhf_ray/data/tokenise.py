@@ -30,6 +30,10 @@ class TokenRows:
         """int64 [N]."""
         return np.fromiter(map(len, self.token_ids), dtype=np.int64, count=len(self.token_ids))
 
+    def of(self, rows: Sequence[int]) -> "TokenRows":
+        """Some rows, in the order given."""
+        return TokenRows([self.token_ids[row] for row in rows], self.prompt_lengths[list(rows)], 0)
+
     def trained_mask(self, row: int) -> np.ndarray:
         """bool [length]: the tokens that SFT trains: the response and its EOS; all of a plain text.
 

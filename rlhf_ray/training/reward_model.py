@@ -110,7 +110,12 @@ class RewardTraining:
             self.model.to(place), dtype=dtype, weight_decay=settings.weight_decay
         )
         step = RewardStep(
-            self._optimizer, self.data, settings, pad_id=tokenizer.pad_token_id, views=views
+            self._optimizer,
+            self.data,
+            settings,
+            pad_id=tokenizer.pad_token_id,
+            views=views,
+            seed=seed,
         )
         self._step = step if settings.meta.samples is None else self._meta(step, config)
 

@@ -63,9 +63,11 @@ class RewardStep:
         *,
         pad_id: int,
         views: Views | None = None,
+        seed: int = 0,
     ) -> None:
         self.optimizer, self.data, self.pad_id = optimizer, data, pad_id
         self._settings, self._views = settings, views
+        self._rng = np.random.default_rng([seed, 2])
         if settings.label_smoothing and bool((data.target_P < 1).any()):
             raise ValueError(
                 f"rm.label_smoothing is {settings.label_smoothing} and the data bring soft labels "
@@ -123,17 +125,20 @@ class RewardStep:
     def _encode(self, lists: list[int]) -> tuple[Tensor, Tensor | None]:
         """features_ND of all texts in order; Σ −log p over tokens of the best ones, if wanted."""
         texts = self.data.texts_of(lists)
+        if self._settings.token_dropout:
+            rows = thinned(self.data.rows, texts, self._settings.token_dropout, self._rng)
+        else:
+            rows = self.data.rows.of(texts)
         best = set(self.data.best_of(lists)) if self._settings.lm_coef else set()
         parts, picked, nll = [], [], None
-        for some, encoded in forwards(
-            self.optimizer.compute, self.data.rows, texts, pad_id=self.pad_id
-        ):
+        model, every = self.optimizer.compute, list(range(len(texts)))
+        for some, encoded in forwards(model, rows, every, pad_id=self.pad_id):
             parts.append(encoded.features_BD.float())
             picked.append(some)
             chosen = [row for row, i in enumerate(some) if texts[i] in best]
             if chosen:
                 held = [texts[some[row]] for row in chosen]
-                part = nll_sum(self.optimizer.compute, encoded, self.data.rows, chosen, held)
+                part = nll_sum(model, encoded, self.data.rows, chosen, held)
                 nll = part if nll is None else nll + part
         return in_order(parts, picked), nll
 
@@ -160,6 +165,17 @@ class RewardStep:
     def _lm_tokens(self, lists: list[int]) -> int:
         best = self.data.best_of(lists)
         return sum(int(self.data.rows.trained_mask(n)[1:].sum()) for n in best)
+
+
+def thinned(rows: TokenRows, texts: list[int], share: float, rng: np.random.Generator) -> TokenRows:
+    """The rows `texts` without a random `share` of their tokens; first and last stay."""
+    kept = []
+    for n in texts:
+        row = rows.token_ids[n]
+        keep = rng.random(len(row)) >= share
+        keep[[0, -1]] = True
+        kept.append(row[keep])
+    return TokenRows(kept, np.zeros(len(kept), np.int64), 0)
 
 
 def nll_sum(

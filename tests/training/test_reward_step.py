@@ -4,17 +4,19 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from rlhf_ray.config import RM, Contrastive, MetaRM
 from rlhf_ray.data.ranked_list import Comparison, RankedList
+from rlhf_ray.data.tokenise import TokenRows
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.training.meta import MetaStep, read_samples
 from rlhf_ray.training.ranked_data import tokenise_lists
-from rlhf_ray.training.reward_step import RewardStep
+from rlhf_ray.training.reward_step import RewardStep, thinned
 from rlhf_ray.training.supervised import MasterAdamW
 from rlhf_ray.training.views import Views
 from tests.models.test_reward_model import BACKBONES, ENCODERS
@@ -146,6 +148,7 @@ def test_the_language_model_loss_is_of_the_best_response_alone() -> None:
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_kind_of_backbone_trains(name: str, lora: bool) -> None:
+    torch.manual_seed(0)
     model = RewardModel(BACKBONES[name](), "cls" if name in ENCODERS else "last")
     if lora:
         model.add_lora(rank=2, alpha=4.0)
@@ -155,7 +158,7 @@ def test_every_kind_of_backbone_trains(name: str, lora: bool) -> None:
     step = RewardStep(optimizer, dataclasses.replace(data, rows=rows), PLAIN, pad_id=0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     losses = []
-    for _ in range(8):
+    for _ in range(16):
         total, terms = step([0, 1]).means["loss/rank"]
         losses.append(total / terms)
         optimizer.step(1e-2)
@@ -163,6 +166,25 @@ def test_every_kind_of_backbone_trains(name: str, lora: bool) -> None:
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert any("backbone" in n for n in moved)
     assert not lora or all("lora_" in n or n.startswith("head") for n in moved)
+
+
+def test_token_dropout_leaves_out_its_share_and_keeps_both_ends() -> None:
+    rows = tokenise_lists(TOKENIZER, LISTS, max_tokens=32).rows
+    long = TokenRows([np.arange(1000, dtype=np.int32)], np.zeros(1, np.int64), 0)
+    rng = np.random.default_rng(0)
+    (kept,) = thinned(long, [0], 0.3, rng).token_ids
+    assert kept[0] == 0 and kept[-1] == 999 and (np.diff(kept) > 0).all()
+    assert 0.64 < len(kept) / 1000 < 0.76
+    (again,) = thinned(long, [0], 0.3, rng).token_ids
+    assert not np.array_equal(kept, again)
+    assert [row.tolist() for row in thinned(rows, [2, 0], 0.0, rng).token_ids] == [
+        rows.token_ids[2].tolist(), rows.token_ids[0].tolist(),
+    ]  # fmt: skip
+    _, plain = run(LISTS, PLAIN)
+    _, dropped = run(LISTS, RM(token_dropout=0.5))
+    assert not torch.equal(plain.head.weight.grad, dropped.head.weight.grad)
+    with pytest.raises(ValueError, match="texts with holes teach no language"):
+        RM(token_dropout=0.1, lm_coef=0.1)
 
 
 def test_soft_labels_and_smoothing_exclude_each_other() -> None:
