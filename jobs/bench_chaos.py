@@ -128,7 +128,7 @@ def scale(bench: Bench, generators: int) -> dict[str, Any]:
     new = {member.life.name for member in pool.members()} - before
     turns = bench.until(lambda: all(_serves(pool, name) for name in new))
     serving = bench.at_done - began
-    turns += bench.until(lambda: all(pool.done[name] for name in new))
+    turns += bench.until(lambda: all(m.done for m in pool.members() if m.life.name in new))
     return {
         "serving_after": serving,
         "first_rollout_after": bench.at_done - began,

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from rlhf_ray.actors.control import Standing, create_control
+from rlhf_ray.actors.control import Standing, Wish, create_control
 from rlhf_ray.actors.generator import GeneratorSpec
 from rlhf_ray.actors.learner import LearnerSpec
 from rlhf_ray.actors.scorers import ScorerSpec
@@ -192,7 +192,7 @@ class Cluster:
     # Inside
 
     @property
-    def _wish(self) -> Any:
+    def _wish(self) -> Wish:
         return self._steering.wish
 
     def _describe(self, batch: Batch, limit: int | None) -> list[dict[str, Any]]:

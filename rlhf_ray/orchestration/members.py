@@ -35,7 +35,10 @@ class Handle(Protocol):
 
 @dataclass
 class Member:
-    """One generator. loading: the version under way; recalled: an abort is under way."""
+    """One generator. loading: the version under way; recalled: an abort is under way.
+
+    done: shards that it has committed.
+    """
 
     life: Life
     handle: Handle
@@ -44,13 +47,14 @@ class Member:
     beating: bool = False
     recalled: bool = False
     loading: Version | None = None
+    done: int = 0
     vitals: Vitals | None = None
 
     def standing(self) -> Standing:
         """As status.py shows it."""
         life, vitals = self.life, self.vitals
         loading = f"loads {self.loading}" if self.loading else ""
-        shards = f"{len(self.leases)} shards" if self.leases else ""
+        shards = f"{len(self.leases)} shards, {self.done} done"
         return Standing(
             name=life.name,
             role="generator",

@@ -4,7 +4,6 @@ A generator is known here by its handle alone (see `Handle`), so the pool runs o
 over a simulation alike. It follows `lifecycle`, hands out the ledger's leases, and never waits.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +69,6 @@ class GeneratorPool:
         self.wanted = 0
         self.restarts = 0
         self.idleness = Idleness()
-        self.done: Counter[str] = Counter()  # shards committed, by generator
         reactor.every(BEAT_EVERY, self._listen)
         reactor.every(RECONCILE_EVERY, self.reconcile)
         reactor.every(0.0, lambda now: self.dispatch())
@@ -287,7 +285,7 @@ class GeneratorPool:
             return
         member.life.heard(self._reactor.clock())
         if self._ledger.commit(lease, outcome.value.oldest, table):
-            self.done[member.life.name] += 1
+            member.done += 1
             self._on_commit(lease, table, outcome.value)
 
     # Health
