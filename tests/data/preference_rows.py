@@ -206,4 +206,17 @@ def _blank_response(rng: random.Random, row: Row, form: str) -> bytes:
     return json.dumps(row).encode()
 
 
-RANK_FAULTS = [_ranks, _lengths, _single, _blank_response]
+def _pairs(rng: random.Random, row: Row, form: str) -> bytes:
+    last = len(row["ranks"]) - 1
+    good = {"better": 0, "worse": last}
+    bad = rng.choice(
+        [
+            good | {"worse": last + 1}, good | {"better": -1}, good | {"worse": 0},
+            good | {"better": "0"}, good | {"worse": True}, good | {"target": 1.5},
+            good | {"margin": "1"}, {"better": 0}, [0, 1], None,
+        ]
+    )  # fmt: skip
+    return json.dumps(row | {"pairs": rng.choice([[good, bad], [bad], [], {}])}).encode()
+
+
+RANK_FAULTS = [_pairs, _ranks, _lengths, _single, _blank_response]
