@@ -51,6 +51,7 @@ def nodes() -> Iterator[Nodes]:
         env.delenv("RAY_ADDRESS", raising=False)
         places = {
             "RAY_TMPDIR": home,  # also where Ray notes the cluster that `auto` would find
+            "RAY_metrics_report_interval_ms": "1000",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         cluster = subprocess.Popen(

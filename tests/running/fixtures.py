@@ -40,7 +40,9 @@ def ray_address(ray_home: Path) -> Iterator[str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             # A job's `python` is looked up in the PATH that Ray was started with.
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            | {"RAY_metrics_report_interval_ms": "1000"},
         )
         address = f"127.0.0.1:{PORT}"
         try:
