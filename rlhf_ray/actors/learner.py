@@ -43,6 +43,12 @@ class LearnerSpec:
     trust_remote_code: bool = False
 
 
+LIVENESS = "liveness"
+# All that computes runs on one thread. Each thread that does has a team of OpenMP threads, and with
+# more teams than cores they sleep between operations instead of waiting: half the speed.
+CONCURRENCY = {LIVENESS: 1}
+
+
 class LearnerActor:
     """Thin shell around PPOLearner. What is not said to be rank 0's is called on all ranks."""
 
@@ -52,10 +58,12 @@ class LearnerActor:
         self._table: pa.Table | None = None
         self._fetch_seconds = 0.0
 
+    @ray.method(concurrency_group=LIVENESS)
     def beat(self) -> Presence:
         """That this process lives; answered while it learns."""
         return present()
 
+    @ray.method(concurrency_group=LIVENESS)
     def address(self) -> str:
         """Where rank 0's rendezvous is to be. Rank 0 alone."""
         with socket.socket() as probe:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rlhf_ray.actors.control import Standing
-from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
+from rlhf_ray.actors.learner import CONCURRENCY, LearnerActor, LearnerSpec
 from rlhf_ray.actors.presence import Presence
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.environment import torch_environment
@@ -85,20 +85,18 @@ class LearnerGroup:
             target=self._share.node(0),
         )
         threads = max(1, self._threads // self._size)
+        learner = ray.remote(concurrency_groups=CONCURRENCY)(LearnerActor)
         self._ranks = [
             Rank(
                 f"learner-{rank}",
-                ray.remote(LearnerActor)
-                .options(
+                learner.options(
                     name=f"{self._run}-learner-{rank}",
                     **self._share.options(),
                     max_restarts=0,
                     max_task_retries=0,
-                    max_concurrency=2,
                     scheduling_strategy=within(self._placement, rank),
                     runtime_env={"env_vars": torch_environment(threads)},
-                )
-                .remote(rank, self._size, self._spec),
+                ).remote(rank, self._size, self._spec),
             )
             for rank in range(self._size)
         ]
