@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import ObjectLostError
 
-from rlhf_ray.actors.presence import Presence, present
+from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.tables import fetch, gone, without_singles
 from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype
@@ -41,12 +41,6 @@ class LearnerSpec:
     # each time, which takes several times as long as the copy.
     bucket_bytes: int = 16 << 20
     trust_remote_code: bool = False
-
-
-LIVENESS = "liveness"
-# All that computes runs on one thread. Each thread that does has a team of OpenMP threads, and with
-# more teams than cores they sleep between operations instead of waiting: half the speed.
-CONCURRENCY = {LIVENESS: 1}
 
 
 class LearnerActor:

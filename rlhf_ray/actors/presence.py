@@ -1,9 +1,14 @@
-"""Where an actor runs: what it says of its process, so that nobody has to ask Ray for it."""
+"""That an actor lives, and where: what it says of its process, so that nobody has to ask Ray."""
 
 import os
 from dataclasses import dataclass
 
 import ray
+
+LIVENESS = "liveness"
+# All that computes runs on one thread. Each thread that does has a team of OpenMP threads, and with
+# more teams than cores they sleep between operations instead of waiting: half the speed.
+CONCURRENCY = {LIVENESS: 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.actors.presence import Presence, present
+from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.tables import fetch
 from rlhf_ray.config import Dtype, Reward
 from rlhf_ray.models.loading import load_tokenizer
@@ -51,6 +51,11 @@ class ReferenceActor:
             trust_remote_code=spec.trust_remote_code,
         )
 
+    @ray.method(concurrency_group=LIVENESS)
+    def beat(self) -> Presence:
+        """That this process lives; answered while it scores."""
+        return present()
+
     def ready(self) -> Presence:
         """Return once the model is loaded."""
         _ = self._model
@@ -85,6 +90,11 @@ class RewardActor:
     def _gold(self) -> Callable[..., list[float]] | None:
         gold = self._spec.reward.gold
         return load(gold) if gold else None
+
+    @ray.method(concurrency_group=LIVENESS)
+    def beat(self) -> Presence:
+        """That this process lives; answered while it scores."""
+        return present()
 
     def ready(self) -> Presence:
         """Return once every source is loaded."""

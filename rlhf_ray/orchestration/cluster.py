@@ -30,7 +30,7 @@ from rlhf_ray.orchestration.steering import Steering
 from rlhf_ray.orchestration.watchdog import Watchdog
 
 LOSSES = 3  # of the learner group without a step done between: after these it would go on for ever
-SILENCES = 3  # heartbeat timeouts after which a learner rank is taken for dead: it has long calls
+SILENCES = 3  # heartbeat timeouts after which learners and scorers are taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Cluster:
             count=plan.scorers,
             threads=plan.threads,
             run=config.run.name,
+            silent_after=SILENCES * config.cluster.heartbeat_timeout_s,
             log=log,
         )
         self.rollouts = self._rollouts(prompts)

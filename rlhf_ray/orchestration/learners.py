@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from rlhf_ray.actors.control import Standing
-from rlhf_ray.actors.learner import CONCURRENCY, LearnerActor, LearnerSpec
-from rlhf_ray.actors.presence import Presence
+from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
+from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import reserve, within

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 
 from rlhf_ray.actors.control import Standing
-from rlhf_ray.actors.presence import Presence
+from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor, ScorerSpec
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import near
 from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
 from rlhf_ray.orchestration.shares import Share
 
+BEAT_EVERY = 2.0
 RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
 DESCRIBED = 2  # times that samples are asked for: what hangs is a function of the user's
 ROLES = {"reference": ReferenceActor, "reward": RewardActor}
@@ -21,7 +23,10 @@ ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 
 @dataclass
 class Scorer:
-    """One scorer. Ray restarts it; a restart shows by the process that answers."""
+    """One scorer. Ray restarts it; a restart shows by the process that answers.
+
+    beating: a heartbeat is under way.
+    """
 
     name: str
     role: str
@@ -30,17 +35,19 @@ class Scorer:
     restarts: int = 0
     last_error: str = ""
     presence: Presence | None = None
+    starting: bool = True
+    beating: bool = False
 
     def heard(self, presence: Presence) -> None:
         """It answered, from this process."""
         if self.presence is not None and presence.pid != self.presence.pid:
             self.restarts += 1
             self.last_error = self.last_error or f"process {self.presence.pid} ended"
-        self.presence = presence
+        self.presence, self.starting = presence, False
 
     def restart(self, why: str) -> None:
         """End its process; Ray makes another, and does what it owed again."""
-        self.last_error = why
+        self.last_error, self.starting = why, True
         ray.kill(self.actor, no_restart=False)
 
     def standing(self) -> Standing:
@@ -49,7 +56,7 @@ class Scorer:
         return Standing(
             name=self.name,
             role=self.role,
-            state="scoring" if self.work else "idle" if here else "starting",
+            state="starting" if self.starting else "scoring" if self.work else "idle",
             node=here.node if here else "",
             pid=here.pid if here else None,
             work=f"{self.work} shards" if self.work else "",
@@ -59,7 +66,10 @@ class Scorer:
 
 
 class ScorerPools:
-    """Reference and reward scorers. Ray restarts and retries them: they are pure."""
+    """Reference and reward scorers. Ray restarts and retries them: they are pure.
+
+    silent_after: seconds without an answer to a heartbeat after which one is started anew.
+    """
 
     def __init__(
         self,
@@ -70,8 +80,11 @@ class ScorerPools:
         count: int,
         threads: int,
         run: str,
+        silent_after: float,
         log: Callable[[str], None],
     ) -> None:
+        self._silent_after = silent_after
+        reactor.every(BEAT_EVERY, self._listen)
         self._reactor, self._log, self._gold = reactor, log, spec.reward.gold
         self.calibration: Any = None
         # Both kinds score a shard at the same time, so they share the threads.
@@ -79,7 +92,7 @@ class ScorerPools:
 
         def make(role: str, index: int, place: int) -> Scorer:
             name = f"{role}-{index}"
-            options = ray.remote(ROLES[role]).options(
+            options = ray.remote(concurrency_groups=CONCURRENCY)(ROLES[role]).options(
                 name=f"{run}-{name}",
                 **share.options(),
                 scheduling_strategy=near(share, place),
@@ -181,6 +194,26 @@ class ScorerPools:
             then(role, columns, outcome.error)
 
         self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=timeout)
+
+    def _listen(self, now: float) -> None:
+        for scorer in self._all():
+            if scorer.starting or scorer.beating:
+                continue  # while it starts, imports hold the interpreter for seconds
+            scorer.beating = True
+            self._reactor.when(
+                scorer.actor.beat.remote(),
+                partial(self._on_beat, scorer),
+                who=scorer.name,
+                what="heartbeat",
+                timeout=self._silent_after,
+            )
+
+    def _on_beat(self, scorer: Scorer, outcome: Outcome) -> None:
+        scorer.beating = False
+        if outcome.error is None:
+            scorer.heard(outcome.value)
+        elif isinstance(outcome.error, Late):
+            self._give_up_on(scorer, outcome.error)
 
     def _give_up_on(self, scorer: Scorer, late: Late) -> None:
         self._log(f"{late}; it is started anew")

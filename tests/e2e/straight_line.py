@@ -16,6 +16,7 @@ import ray
 from rlhf_ray import cli
 from rlhf_ray.actors.generator import GeneratorActor, Order
 from rlhf_ray.actors.learner import LearnerActor
+from rlhf_ray.actors.presence import CONCURRENCY
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import TRAIN, RolloutKey, Version
@@ -47,8 +48,11 @@ class Line:
         specs = make_specs(config, plan, Start(policy, critic, reward, False), self.prompts)
 
         def make(role: type, env: dict[str, str], *args: Any) -> Any:
-            options = ray.remote(role).options(num_cpus=0, runtime_env={"env_vars": env})
-            return options.remote(*args)
+            options = {"num_cpus": 0, "runtime_env": {"env_vars": env}}
+            if role is GeneratorActor:
+                return ray.remote(role).options(**options, max_concurrency=8).remote(*args)
+            groups = ray.remote(concurrency_groups=CONCURRENCY)(role)
+            return groups.options(**options).remote(*args)
 
         half = torch_environment(max(1, plan.threads // 2))
         engine = BACKENDS[specs.generator.backend].environment(plan.threads)
