@@ -12,6 +12,7 @@ study that was stopped goes on where it was. --rm.base skips SFT.
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,7 @@ def deciles(options: Options) -> str:
 
 def remedies(options: Options) -> str:
     """Contrastive losses and MetaRM, in and out of distribution."""
-    settings = {"plain": {}} | {
+    settings: dict[str, dict] = {"plain": {}} | {
         f"{method} on {on}": {"contrastive": Contrastive(method=method, on=on)}
         for method in ("simcse", "swav")
         for on in ("pairs", "differences")
@@ -163,7 +164,7 @@ def remedies(options: Options) -> str:
         config = dataclasses.replace(config, rm=dataclasses.replace(config.rm, **changes))
         return studies.train_and_judge(config, base, split, elsewhere)
 
-    settings["MetaRM"] = {"meta": True}
+    settings["MetaRM"] = {"meta": None}
     results = run(options, {name: partial(trial, one) for name, one in settings.items()})
     return studies.table(results, (*METRICS, *others(options)))
 
@@ -188,7 +189,7 @@ def others(options: Options) -> tuple[str, ...]:
     return tuple(f"{Path(path).stem} accuracy" for path in options.elsewhere)
 
 
-def run(options: Options, trials: dict[str, studies.Trial]) -> dict[str, list[studies.Numbers]]:
+def run(options: Options, trials: Mapping[str, studies.Trial]) -> dict[str, list[studies.Numbers]]:
     return studies.run_trials(
         trials, range(options.seeds), options.out, tell=lambda line: print(line, flush=True)
     )

@@ -87,7 +87,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _comparison(value: Mapping[str, Any], responses: int) -> Comparison:
-    places = value.get("better"), value.get("worse")
+    places: tuple[Any, Any] = value.get("better"), value.get("worse")
     if not all(type(place) is int and 0 <= place < responses for place in places):
         raise RowFault(
             f"better {places[0]!r:.40} and worse {places[1]!r:.40} of a pair are places among its "

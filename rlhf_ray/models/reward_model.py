@@ -158,8 +158,8 @@ class RewardModel(nn.Module):
             merged(self.backbone).save_pretrained(path)
         head = {name: x.detach().cpu().contiguous() for name, x in self.head.state_dict().items()}
         save_file(head, path / HEAD_FILE)
-        settings = {"format": 1, "pooling": self.pooling}
-        if apart:
+        settings: dict[str, Any] = {"format": 1, "pooling": self.pooling}
+        if base is not None and apart:
             settings["base"] = str(Path(base).absolute() if Path(base).is_dir() else base)
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algos.metarm import difference_objective, meta_gradient
 from rlhf_ray.config import MetaRM
+from rlhf_ray.data.chat import ChatTemplate
 from rlhf_ray.data.samples import load_samples
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.training.ranked_data import scores_of
@@ -41,7 +42,7 @@ def read_samples(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    chat_template: str = "auto",
+    chat_template: ChatTemplate = "auto",
 ) -> SampleRows:
     """The samples of a file, tokenised as ranked lists are. ValueError where it holds none."""
     samples = load_samples(path, tokenizer, chat_template=chat_template)

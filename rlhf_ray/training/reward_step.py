@@ -102,10 +102,11 @@ class RewardStep:
             loss = self._rank(scores_N, compared, whole)
         else:
             one_ND, other_ND = self._views.draw(features_ND)
-            loss = sum(
-                self._rank(model.score_features(view_ND), compared, whole) / 2
+            first, second = (
+                self._rank(model.score_features(view_ND), compared, whole)
                 for view_ND in (one_ND, other_ND)
             )
+            loss = (first + second) / 2
         sums.add("loss/rank", loss.detach() * whole.terms, _terms(compared, settings.reduction))
         gaps_P = (scores_N[compared.pairs.first_P] - scores_N[compared.pairs.second_P]).detach()
         sums.add("pair_accuracy", (gaps_P > 0).sum(), len(gaps_P))

@@ -17,7 +17,7 @@ from rlhf_ray.models.loading import load_config, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
-from rlhf_ray.orchestration.side_by_side import side_by_side
+from rlhf_ray.orchestration.side_by_side import Call, side_by_side
 
 Row = dict[str, Any]
 TELL_EVERY = 32  # finished responses between two rows
@@ -36,7 +36,7 @@ def sample_to(
     parts = [
         range(i, len(chosen), config.cluster.generators) for i in range(config.cluster.generators)
     ]
-    calls = [
+    calls: list[Call] = [
         (
             (config, policy, [(chosen[k].prompt_id, chosen[k].token_ids) for k in part], samples),
             {},

@@ -23,7 +23,7 @@ from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import PreferenceSet, RankedList, load_lists
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.orchestration.plan import Plan
-from rlhf_ray.orchestration.side_by_side import side_by_side
+from rlhf_ray.orchestration.side_by_side import Call, side_by_side
 from rlhf_ray.training.output import write_json
 from rlhf_ray.training.reward_model import RewardTraining
 
@@ -89,7 +89,7 @@ def measure(
 ) -> Iterator[tuple[int, Row] | list[PairStrength]]:
     """Train the M models side by side: (place, row) as they come, last each pair's strength."""
     scores: dict[int, np.ndarray] = {}
-    calls = [((config, base, member), {}) for member in range(config.strength.models)]
+    calls: list[Call] = [((config, base, member), {}) for member in range(config.strength.models)]
     rows = side_by_side(
         member_scores, calls, plan=plan, name=f"strength {config.run.name}", log=log
     )

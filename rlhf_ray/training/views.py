@@ -70,7 +70,8 @@ class Views:
             join(view_ND[pairs.first_P], view_ND[pairs.second_P]) for view_ND in (one_ND, other_ND)
         ]
         if self._settings.method == "simcse":
-            value, _ = simcse_loss(*views)
+            value, _ = simcse_loss(views[0], views[1])
         else:
-            value, _ = swav_loss(*views, aside["prototypes"].weight)
+            directions_KD = aside["prototypes"].get_parameter("weight")
+            value, _ = swav_loss(views[0], views[1], directions_KD)
         return value, len(views[0])
