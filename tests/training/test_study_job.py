@@ -1,0 +1,61 @@
+"""jobs/study_reward.py from data to page, on a world so small that only the way is tested."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from tests.training.worlds import write_lists
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "study_reward.py"
+SMALL = ("--rm.lr=3e-3", "--rm.batch-lists=8", "--model.dtype=float32", "--strength.models=2")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags: data, another set, and a small model to start from."""
+    path = tmp_path_factory.mktemp("study")
+    data, other = write_lists(path / "lists.tsv", 40), write_lists(path / "other.tsv", 8, seed=9)
+    tokenizer = make_tokenizer(data.read_text().split("\n"), vocab=320)
+    make_decoder(tokenizer, hidden=64, layers=1, seed=0).save_pretrained(path / "base")
+    tokenizer.save_pretrained(path / "base")
+    flags = (f"--data.preferences={data}", f"--rm.base={path / 'base'}", "--elsewhere", str(other))
+    return (*SMALL, *flags)
+
+
+def job(*args: str) -> int:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["study_reward.py", *args])
+        runpy.run_path(str(JOB), run_name="__main__")
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("study", "seeds", "trials"),
+    [
+        ("quality", 2, ["reward model"]),
+        ("labels", 2, ["nothing", "flip", "drop", "soft", "margin", "flip+margin"]),
+        ("remedies", 1, ["plain", "simcse on pairs", "swav on differences", "MetaRM"]),
+    ],
+)
+def test_each_study_writes_its_page(
+    study: str, seeds: int, trials: list[str], world: tuple[str, ...], tmp_path: Path, capsys
+) -> None:
+    assert job(study, *world, f"--out={tmp_path}", f"--seeds={seeds}") == 0
+    page = (tmp_path / f"{study}.md").read_text()
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    assert set(trials) < rows and "pair_accuracy" in page
+    if study == "labels":
+        assert "share of wrong labels by decile" in page and "flip over nothing" in page
+    else:
+        assert "other accuracy" in page
+    capsys.readouterr()
+    assert job(study, *world, f"--out={tmp_path}", f"--seeds={seeds}") == 0  # all is done already
+    assert (tmp_path / f"{study}.md").read_text() == page
+
+
+def test_an_unknown_study_is_said(capsys) -> None:
+    assert job("speed") == 2
+    assert "one of quality, labels, remedies (now 'speed')" in capsys.readouterr().err
