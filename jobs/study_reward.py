@@ -1,12 +1,13 @@
 """Studies of reward modelling: each writes a page with its table, over several seeds.
 
 python jobs/study_reward.py quality --recipe jobs/recipes/reviews.yaml \\
-    --data.texts FILE.tsv --data.preferences FILE.tsv --out runs/studies/quality
+    --data.preferences FILE --out runs/studies/quality
 python jobs/study_reward.py labels   … --flip 0.2     wrong labels: found, mended, or dropped
 python jobs/study_reward.py remedies … --elsewhere OTHER.jsonl     contrastive losses and MetaRM
 
 Everything runs in this process, one training after the other. What is done is not done again: a
-study that was stopped goes on where it was. --rm.base skips SFT.
+study that was stopped goes on where it was. Each seed begins with SFT on the texts of its training
+lists (--data.texts: on others; --rm.base: on none, the model is there).
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
 from rlhf_ray.training import studies
 from rlhf_ray.training.cleaning import Limits, clean
-from rlhf_ray.training.reward_model import Split
+from rlhf_ray.training.reward_model import Split, load_split
 from rlhf_ray.training.sft import train_sft
 from rlhf_ray.training.strength import PairStrength, member_scores, strengths
 from rlhf_ray.training.strength_table import buckets_of, markdown
@@ -62,10 +63,22 @@ def base_of(options: Options, config: Config) -> str:
         return config.rm.base
     path = options.out / f"sft-{config.run.seed}"
     if not path.is_dir():
+        if config.data.texts is None:
+            texts = str(write_texts(options.out / f"texts-{config.run.seed}.jsonl", config))
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, texts=texts))
         for row in train_sft(config, path):
             if "heldout/perplexity" in row:
                 print(f"sft: epoch {row['epoch']:.0f}, perplexity {row['heldout/perplexity']:.2f}")
     return str(path)
+
+
+def write_texts(path: Path, config: Config) -> Path:
+    """What a language model may learn: the texts of the training lists, never those set apart."""
+    texts = {one.prompt + text for one in load_split(config).train for text in one.responses}
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in sorted(texts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def quality(options: Options) -> str:

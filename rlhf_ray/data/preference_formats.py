@@ -58,6 +58,11 @@ def parse_cells(line: str) -> Parsed:
     return Parsed("", responses, tuple(range(1, len(cells) + 1)))
 
 
+def is_ranking(row: Mapping[str, Any]) -> bool:
+    """Whether the row has the columns of a format."""
+    return any(all(row.get(key) is not None for key in form.keys) for form in FORMATS.values())
+
+
 def parse_row(row: Mapping[str, Any]) -> Parsed:
     """The list of a row with named columns; RowFault where no format fits or the row is bad."""
     for form in FORMATS.values():

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.chat import ChatTemplate, render
+from rlhf_ray.data.preference_formats import is_ranking, parse_row
 from rlhf_ray.data.rows import (
     BadRows,
     OnBadRow,
@@ -53,8 +54,9 @@ def load_texts(
 ) -> TextSet:
     """Texts of .txt (a line each), .tsv (each cell one), .jsonl, .parquet or a data set.
 
-    In the last three a row has `text_column`, or `prompt_column` and `response_column`. Raises
-    ValueError for a bad row (unless skipped) and where no text is left.
+    In the last three a row has `text_column`, or `prompt_column` and `response_column`, or is a
+    ranking in any format: then its best response is the text after its prompt. Raises ValueError
+    for a bad row (unless skipped) and where no text is left.
     """
     bad = BadRows(on_bad_row)
     texts: list[Text] = []
@@ -96,8 +98,12 @@ def _texts_of(row: Row, text: str, prompt: str, response: str) -> Iterator[Text]
     elif response in row.value:
         shown = text_of(column_of(row.value, prompt), repr(prompt))
         yield Text(shown, filled_text_of(row.value[response], repr(response)))
+    elif is_ranking(row.value):
+        parsed = parse_row(row.value)
+        best = min(zip(parsed.ranks, range(len(parsed.ranks)), parsed.responses, strict=True))[2]
+        yield Text(parsed.prompt, filled_text_of(best, "the best response"))
     else:
         raise RowFault(
-            f"neither {text!r} nor {prompt!r} and {response!r} among the columns "
+            f"neither {text!r}, nor {prompt!r} and {response!r}, nor a ranking among the columns "
             f"{sorted(map(str, row.value))}"
         )

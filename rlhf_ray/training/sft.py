@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
 from rlhf_ray.data.batching import pad_right, token_budget_batches
-from rlhf_ray.data.texts import Text, load_texts, split_texts
+from rlhf_ray.data.texts import Text, load_texts, split_texts, with_template
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
@@ -46,6 +46,8 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     )
     train, heldout = split_texts(text_set, config.data.heldout_fraction, config.run.seed)
     tokenizer, model = base_model(config, train)
+    template = config.data.chat_template
+    train, heldout = (with_template(part, tokenizer, template) for part in (train, heldout))
     check_length(model, config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)

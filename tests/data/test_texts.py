@@ -36,7 +36,8 @@ def test_a_cell_means_the_same_alone_in_its_line(tmp_path):
 def test_bad_rows(tmp_path):
     rows = ['{"text": "a"}', '{"prompt": "p"}', '{"response": "r"}', '{"text": null}', "{"]
     path = write(tmp_path, "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: neither 'text' nor 'prompt' and 'response'"):
+    wanted = r"a\.jsonl:2: neither 'text', nor 'prompt' and 'response', nor a ranking"
+    with pytest.raises(ValueError, match=wanted):
         load_texts(path)
     found = load_texts(path, on_bad_row="skip")
     assert (len(found), found.bad_rows) == (1, 4)
@@ -51,6 +52,24 @@ def test_split_keeps_equal_texts_together():
     train, heldout = split_texts(texts, 0.25, seed=0)
     assert train and heldout and not set(train) & set(heldout)
     assert sorted(map(str, train + heldout)) == sorted(map(str, texts))
+
+
+def test_of_a_ranking_the_best_response_is_learnt(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"prompt": "p", "responses": ["worse", "best"], "ranks": [2, 1]},
+        {"prompt": "q", "selected": "yes", "rejected": "no"},
+        {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(load_texts(path)) == [
+        Text("p", "best"),
+        Text("q", "yes"),
+        Text("\n\nHuman: hi\n\nAssistant:", " yes"),
+    ]
+    path.write_text(json.dumps({"responses": ["a", "b"], "ranks": [1]}))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: 2 responses and 1 ranks"):
+        load_texts(path)
 
 
 def test_prompts_are_rendered_as_ppo_will_render_them(tokenizer, chat_tokenizer):
