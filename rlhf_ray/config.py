@@ -192,6 +192,10 @@ class RM:
     """Weight of the penalty (mean score of a list)², which keeps scores around 0."""
     members: int = 1
     """Reward models of an ensemble, trained side by side with seeds of their own."""
+    combine: Literal["mean", "min", "cautious"] = "mean"
+    """What PPO makes of the ensemble of this run: see `reward.sources`."""
+    caution: float = 1.0
+    """λ of `combine: cautious`."""
     base: str | None = None
     """Backbone, by path or name. None: the SFT model of this run."""
     weight_decay: float = 0.01

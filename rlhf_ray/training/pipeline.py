@@ -133,7 +133,8 @@ class Phases:
         out = config.dir / "reward"
         if not out.is_dir():
             self.train_rewards(config.rm.base or self.sft(), out)
-        sources = (RewardSource(model=str(out)),)
+        how, caution = config.rm.combine, config.rm.caution
+        sources = (RewardSource(model=str(out), combine=how, caution=caution),)
         return dataclasses.replace(config.reward, sources=sources), str(first_member(out))
 
     def train_rewards(self, base: str, out: Path) -> Row:
