@@ -15,13 +15,19 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import stable_hash
-from rlhf_ray.data.preferences import RankedList, leaks, load_lists, split_lists
+from rlhf_ray.data.preferences import (
+    PreferenceSet,
+    RankedList,
+    leaks,
+    load_lists,
+    split_lists,
+)
 from rlhf_ray.models.loading import check_length, compute_dtype, load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.training.meta import MetaStep, read_samples
 from rlhf_ray.training.output import write_json, written_aside
-from rlhf_ray.training.ranked_data import score_all, tokenise_lists
-from rlhf_ray.training.reward_evaluation import evaluate_lists, judge
+from rlhf_ray.training.ranked_data import RankedData, score_all, tokenise_lists
+from rlhf_ray.training.reward_evaluation import Verdict, evaluate_lists, judge
 from rlhf_ray.training.reward_step import RewardStep
 from rlhf_ray.training.supervised import MasterAdamW, Row, Schedule, epochs_of, fill, fit
 from rlhf_ray.training.views import Views
@@ -133,11 +139,11 @@ class RewardTraining:
         pad_id = self._tokenizer.pad_token_id
         return score_all(self._optimizer.compute, self._rows(lists).rows, pad_id=pad_id)
 
-    def judge(self, heldout: list[RankedList]):
+    def judge(self, heldout: list[RankedList]) -> Verdict:
         """The `Verdict` on lists set apart."""
         return judge(self.scores(heldout), self._rows(heldout), heldout)
 
-    def _rows(self, lists: list[RankedList]):
+    def _rows(self, lists: list[RankedList]) -> RankedData:
         return tokenise_lists(self._tokenizer, lists, max_tokens=self._settings.max_tokens)
 
     def _batches(self, rng: np.random.Generator) -> list[list[int]]:
@@ -195,7 +201,7 @@ def load_split(config: Config, tokenizer: PreTrainedTokenizerBase | None = None)
     if data.preferences is None:
         raise ValueError("a reward model needs ranked lists: give --data.preferences FILE")
 
-    def load(path: str):
+    def load(path: str) -> PreferenceSet:
         return load_lists(
             path,
             on_bad_row=data.on_bad_row,
