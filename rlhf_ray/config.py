@@ -237,9 +237,12 @@ class Strength:
 
     models: int = 10
     """Reward models, each with its own seed: data order and first head."""
+    epochs: float = 1.0
+    """Passes of each model, in place of `rm.epochs`: one that has memorised a wrong label no longer
+    doubts it."""
     scheme: Literal["once", "crossed"] = "once"
-    """once: each model sees all pairs `rm.epochs` times, then judges them. crossed: it judges those
-    that it did not see."""
+    """once: each model sees all pairs, then judges them. crossed: it judges those that it did not
+    see."""
     folds: int = 2
     """Crossed: parts of the data; a model trains on all but one. `models` is a multiple of it."""
 

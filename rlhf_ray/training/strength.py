@@ -8,7 +8,7 @@ Shapes: M models, R judgements of a pair, P pairs, N texts.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def member_scores(config: Config, base: str | Path, member: int) -> Iterator[Row
         repetition, fold = divmod(member, config.strength.folds)
         folds = folds_of(lists, config.strength.folds, (config.run.seed, repetition))
         judged = np.array(folds) == fold
+    config = replace(config, rm=replace(config.rm, epochs=config.strength.epochs))
     train = [one for one, held in zip(lists, judged, strict=True)
              if not held or judged.all()]  # fmt: skip
     training = RewardTraining(config, base, tokenizer, train, [], member=member)
@@ -146,7 +147,6 @@ def write_strength(directory: Path, config: Config, base: str, found: list[PairS
             "on_bad_row": config.data.on_bad_row,
             "seed": config.run.seed,
             "base": base,
-            "epochs": config.rm.epochs,
             **asdict(config.strength),
         },
     )

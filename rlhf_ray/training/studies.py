@@ -75,9 +75,12 @@ def gain(better: Sequence[Numbers], worse: Sequence[Numbers], column: str) -> tu
 def train_and_judge(
     config: Config, base: str | Path, split: Split, elsewhere: Mapping[str, Sequence[RankedList]]
 ) -> Numbers:
-    """A reward model of these settings: metrics on held-out lists, and on other sets by name."""
+    """A reward model of these settings: metrics on held-out lists, and on other sets by name.
+
+    The weights judged are the last ones: held-out lists choose nothing here.
+    """
     tokenizer = load_tokenizer(base)
-    training = RewardTraining(config, base, tokenizer, split.train, split.heldout)
+    training = RewardTraining(config, base, tokenizer, split.train, [])
     for _ in training.fit():
         pass
     numbers = dict(training.judge(split.heldout).metrics)

@@ -181,7 +181,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["once", "crossed"])
 def test_flipped_labels_are_the_weak_ones(scheme: str, base: Path, tmp_path: Path) -> None:
-    config = config_for(tmp_path, 40, rm=RM(epochs=2, lr=3e-3, batch_lists=8))
+    config = config_for(tmp_path, 40, rm=RM(epochs=9, lr=3e-3, batch_lists=8))
     path = Path(config.data.preferences)
     lines = path.read_text().splitlines()
     flipped = set(range(0, 40, 8))
@@ -189,7 +189,7 @@ def test_flipped_labels_are_the_weak_ones(scheme: str, base: Path, tmp_path: Pat
         "\t".join(reversed(line.split("\t"))) if i in flipped else line
         for i, line in enumerate(lines)
     ))  # fmt: skip
-    config = dataclasses.replace(config, strength=Strength(models=2, scheme=scheme))
+    config = dataclasses.replace(config, strength=Strength(models=2, epochs=2, scheme=scheme))
     scores = [list(member_scores(config, base, member))[-1]["scores"] for member in range(2)]
     if scheme == "crossed":
         assert (np.isnan(scores[0]) != np.isnan(scores[1])).all()
