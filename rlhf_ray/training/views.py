@@ -6,12 +6,7 @@ Shapes: N texts, P pairs, D features, K prototypes.
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.algos.contrastive import (
-    difference_features,
-    pair_features,
-    simcse_loss,
-    swav_loss,
-)
+from rlhf_ray.algos.contrastive import difference_features, simcse_loss, swav_loss
 from rlhf_ray.algos.ranked_pairs import Pairs
 from rlhf_ray.config import Contrastive
 
@@ -61,14 +56,20 @@ class Views:
     def loss(
         self, one_ND: Tensor, other_ND: Tensor, pairs: Pairs, aside: nn.ModuleDict
     ) -> tuple[Tensor, int]:
-        """(mean contrastive loss, number of terms) over the pairs' features or differences.
+        """(mean contrastive loss, number of terms) over the texts of the pairs, or differences.
 
-        aside: holds `prototypes`, as they compute, where the method has them.
+        A text that is in several pairs of its list is there once: beside itself it could never be
+        told apart. aside: holds `prototypes`, as they compute, where the method has them.
         """
-        join = pair_features if self._settings.on == "pairs" else difference_features
-        views = [
-            join(view_ND[pairs.first_P], view_ND[pairs.second_P]) for view_ND in (one_ND, other_ND)
-        ]
+        first_P, second_P = pairs.first_P, pairs.second_P
+        if self._settings.on == "pairs":
+            texts = torch.cat([first_P, second_P]).unique()
+            views = [one_ND[texts], other_ND[texts]]
+        else:
+            views = [
+                difference_features(view_ND[first_P], view_ND[second_P])
+                for view_ND in (one_ND, other_ND)
+            ]
         if self._settings.method == "simcse":
             value, _ = simcse_loss(views[0], views[1])
         else:
