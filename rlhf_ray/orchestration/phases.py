@@ -1,5 +1,6 @@
 """Running a training phase (a generator of progress rows) as one Ray task that streams its rows."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rlhf_ray.generators.environment import torch_environment
+from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.orchestration.shares import Share
 from rlhf_ray.orchestration.watchdog import STALL_AFTER
 
@@ -28,7 +30,7 @@ def stream(
     Raises what the phase raised; TimeoutError, naming it, where it stalls.
     """
     # One call a worker: its memory goes back before the next phase starts.
-    task = ray.remote(max_calls=1)(phase).options(
+    task = ray.remote(max_calls=1)(_set_up(phase)).options(
         name=name,
         num_returns="streaming",
         **share.options(),
@@ -46,6 +48,15 @@ def stream(
             yield ray.get(ref, timeout=ROW_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+
+
+def _set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+    @functools.wraps(phase)
+    def run(*args: Any) -> Iterator[Row]:
+        set_up_torch()
+        yield from phase(*args)
+
+    return run
 
 
 def _wait(rows: Any, name: str, log: Callable[[str], None]) -> None:
