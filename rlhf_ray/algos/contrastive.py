@@ -1,7 +1,7 @@
 """Contrastive losses for reward models (Wang et al. 2024, arXiv 2401.06080, section 3.1).
 
 Added to the ranking loss: total = L_rm + β·L_cl. The two inputs are the features of the same texts
-in two forward passes with different dropout masks. Both losses compare the elements of a batch with
+(H = {f_c, f_r}), or the differences of the pairs, under two different dropout masks. Both losses compare the elements of a batch with
 each other, so unlike the other losses they do depend on how a batch is split.
 Shapes: P pairs, N features (2P), D their size, K prototypes.
 """
@@ -13,16 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlhf_ray.algos.checks import Denominator, check_floating, check_rank, divide, widen
-
-
-def pair_features(chosen_PD: Tensor, rejected_PD: Tensor) -> Tensor:
-    """H = {f_c, f_r}: the features of both completions of each pair, [2P, D].
-
-    Raises: ValueError for another rank, shape or dtype.
-    """
-    chosen_PD, rejected_PD = widen(chosen_PD=chosen_PD, rejected_PD=rejected_PD)
-    check_rank(2, chosen_PD=chosen_PD)
-    return torch.cat([chosen_PD, rejected_PD])
 
 
 def difference_features(chosen_PD: Tensor, rejected_PD: Tensor) -> Tensor:

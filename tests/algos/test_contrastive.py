@@ -9,7 +9,6 @@ from scipy.special import log_softmax
 
 from rlhf_ray.algos.contrastive import (
     difference_features,
-    pair_features,
     simcse_loss,
     sinkhorn,
     swav_loss,
@@ -99,15 +98,14 @@ def test_permuting_rows_changes_nothing(loss):
     torch.testing.assert_close(value(first[order], second[order]), value(first, second))
 
 
-def test_features_of_pairs_and_of_differences():
+def test_features_of_differences():
     chosen, rejected = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 1.0]])
-    assert pair_features(chosen, rejected).tolist() == [[1, 2], [5, 1]]
     assert difference_features(chosen, rejected).tolist() == [[-4, 1], [4, -1]]
 
 
 def test_low_precision_in_float32_out():
     first, second, prototypes = (torch.tensor(x, dtype=torch.bfloat16) for x in arrays())
-    assert pair_features(first, second).dtype == torch.float32
+    assert difference_features(first, second).dtype == torch.float32
     assert simcse_loss(first, second)[0].dtype == torch.float32
     assert swav_loss(first, second, prototypes)[0].dtype == torch.float32
 
