@@ -86,7 +86,7 @@ def test_a_run_from_nothing_to_its_end_with_every_role_on_its_own_node(nodes, tm
     assert "4 CPUs on 2 nodes" in first.stdout
     assert summary(run)["rollouts"]["consumed"] == 96
     assert [row["step"] for row in rows(run)] == list(range(7))
-    assert "SUCCEEDED" in ray_job(nodes.server, "status", "s1").stdout
+    assert "succeeded" in ray_job(nodes.server, "status", "s1").stdout
     logs = ray_job(nodes.server, "logs", "s1").stdout
     assert "report: " in logs and len(logs.splitlines()) < 150
 
