@@ -54,17 +54,19 @@ class Options:
 
 @dataclass
 class Iteration:
-    """One turn of the loop. shard: median seconds of its shards, from order to last token."""
+    """One turn of the loop. waited: of its seconds, for rollouts."""
 
     seconds: float
     waited: float
-    serving: int
-    at: float
 
 
 @dataclass
 class Killed:
-    """One kill. until_serving: until as many served as before. waited: of the iteration it hit."""
+    """One kill. until_serving: until as many held a version as before.
+
+    waited: for rollouts, in the iteration that it hit; calm_wait: the median of those before.
+    own_shard: a shard's time, estimated from those.
+    """
 
     until_serving: float = 0.0
     waited: float = 0.0
@@ -79,7 +81,6 @@ class Bench:
     config: Config
     cluster: Cluster
     turns: list[Iteration] = field(default_factory=list)
-    shard_seconds: list[float] = field(default_factory=list)
 
     def turn(self) -> Iteration:
         """One iteration of the loop of training/ppo.py, without evaluation and record."""
@@ -91,8 +92,7 @@ class Bench:
             cluster.learners.update(step)
             cluster.publish(step + 1)
             cluster.checkpoint(step, None)
-        now = time.monotonic()
-        made = Iteration(now - began, batch.wait_seconds, cluster.pool.serving(), now)
+        made = Iteration(time.monotonic() - began, batch.wait_seconds)
         self.turns.append(made)
         return made
 
@@ -143,7 +143,7 @@ def kill(bench: Bench, steady: int) -> Killed:
     pool, found = bench.cluster.pool, Killed()
     calm = bench.turns_of(steady)
     found.calm_wait = median(turn.waited for turn in calm)
-    alive = pool.serving()
+    alive = pool.loaded()
     struck: list[float] = []
 
     def strike(now: float) -> None:
@@ -158,7 +158,7 @@ def kill(bench: Bench, steady: int) -> Killed:
     config = bench.config
     shards = config.ppo.prompts // config.rollout.shard_prompts
     found.own_shard = found.calm_wait / max(1, shards // alive)
-    bench.until(lambda: pool.serving() == alive and len(pool.members()) == alive)
+    bench.until(lambda: pool.loaded() == alive)
     found.until_serving = bench.at_done - struck[0]
     return found
 
