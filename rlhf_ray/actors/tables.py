@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from rlhf_ray.data import schemas
 
@@ -17,10 +17,17 @@ def fetch(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> pa.Table:
     """The shards' rows joined with their scorers' columns, sorted by rollout id.
 
     shards: (rollouts, new columns, …) references of each shard. Rows that a reward dropped
-    (`score_valid` 0) are left out. Raises ObjectLostError where a table is gone.
+    (`score_valid` 0) are left out. Raises ObjectLostError where a table is gone, TimeoutError where
+    one does not arrive.
     """
     flat = [ref for shard in shards for ref in shard]
-    tables = iter(ray.get(flat, timeout=FETCH_TIMEOUT))
+    try:
+        tables = iter(ray.get(flat, timeout=FETCH_TIMEOUT))
+    except GetTimeoutError as error:
+        raise TimeoutError(
+            f"not all of {len(flat)} tables of rollouts arrived from the generators' and scorers' "
+            f"nodes in {FETCH_TIMEOUT:.0f} s: look at the network between the nodes"
+        ) from error
     joined = [schemas.join(*(next(tables) for _ in shard)) for shard in shards]
     table = pa.concat_tables(joined).combine_chunks().sort_by("rollout_id")
     if "score_valid" in table.column_names:

@@ -7,6 +7,7 @@ needs nobody's help.
 from collections.abc import Iterator, Sequence
 
 import ray
+from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
 from rlhf_ray.weights.buckets import Manifest, unpack, verify
@@ -18,8 +19,14 @@ def pull(manifest: Manifest, bucket_refs: Sequence[ray.ObjectRef]) -> Iterator[t
     """Fetch and verify all buckets, then give the tensors as views of them.
 
     Raises ValueError for a damaged bucket, before any tensor is given; ObjectLostError for one
-    that is gone.
+    that is gone; TimeoutError where they do not arrive.
     """
-    buckets = ray.get(list(bucket_refs), timeout=PULL_TIMEOUT)
+    try:
+        buckets = ray.get(list(bucket_refs), timeout=PULL_TIMEOUT)
+    except GetTimeoutError as error:
+        raise TimeoutError(
+            f"{manifest.bytes:,} bytes of version {manifest.version} did not arrive from the "
+            f"learners' node in {PULL_TIMEOUT:.0f} s: look at the network between the nodes"
+        ) from error
     verify(manifest, buckets)
     return unpack(manifest, buckets)
