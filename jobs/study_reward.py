@@ -27,6 +27,7 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
+from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.training import studies
 from rlhf_ray.training.cleaning import Limits, clean
 from rlhf_ray.training.reward_model import Split, load_split
@@ -226,6 +227,7 @@ def main() -> int:
     if named not in STUDIES:
         raise ValueError(f"say which study: one of {', '.join(STUDIES)} (now {named!r})")
     options = parse(sys.argv[2:])
+    set_up_torch()  # as in the workers of a run
     page = STUDIES[named](options)
     settings = json.dumps(studies.settings_of(options.config), indent=1)
     path = studies.written(

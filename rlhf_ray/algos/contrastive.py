@@ -1,9 +1,9 @@
 """Contrastive losses for reward models (Wang et al. 2024, arXiv 2401.06080, section 3.1).
 
 Added to the ranking loss: total = L_rm + β·L_cl. The two inputs are the features of the same texts
-(H = {f_c, f_r}), or the differences of the pairs, under two different dropout masks. Both losses compare
-the elements of a batch with each other, so unlike the other losses they do depend on how a batch is
-split.
+(H = {f_c, f_r}), or the differences of the pairs, under two different dropout masks. Both losses
+compare the elements of a batch with each other, so unlike the other losses they do depend on how a
+batch is split.
 Shapes: P pairs, N features (2P), D their size, K prototypes.
 """
 

@@ -30,7 +30,7 @@ def stream(
     Raises what the phase raised; TimeoutError, naming it, where it stalls.
     """
     # One call a worker: its memory goes back before the next phase starts.
-    task = ray.remote(max_calls=1)(_set_up(phase)).options(
+    task = ray.remote(max_calls=1)(set_up(phase)).options(
         name=name,
         num_returns="streaming",
         **share.options(),
@@ -50,11 +50,13 @@ def stream(
         raise error.cause from None
 
 
-def _set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+def set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+    """`phase` in a process whose torch is set up first."""
+
     @functools.wraps(phase)
-    def run(*args: Any) -> Iterator[Row]:
+    def run(*args: Any, **options: Any) -> Iterator[Row]:
         set_up_torch()
-        yield from phase(*args)
+        yield from phase(*args, **options)
 
     return run
 

@@ -14,6 +14,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.models.ensemble import first_member, member_name, write_ensemble
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import Calibration, calibrate
+from rlhf_ray.orchestration.phases import set_up
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.side_by_side import side_by_side
 from rlhf_ray.training.output import write_json
@@ -50,7 +51,7 @@ def train_ensemble(
     latest: dict[int, Row] = {}
     row: Row = {}
     for place, row in side_by_side(
-        train_reward_model, calls, plan=plan, name=f"rm {config.run.name}", log=log
+        set_up(train_reward_model), calls, plan=plan, name=f"rm {config.run.name}", log=log
     ):
         latest[place] = row
         yield together(row, latest, len(calls))

@@ -22,6 +22,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import PreferenceSet, RankedList, load_lists
 from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.orchestration.phases import set_up
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.side_by_side import Call, side_by_side
 from rlhf_ray.training.output import write_json
@@ -92,7 +93,7 @@ def measure(
     scores: dict[int, np.ndarray] = {}
     calls: list[Call] = [((config, base, member), {}) for member in range(config.strength.models)]
     rows = side_by_side(
-        member_scores, calls, plan=plan, name=f"strength {config.run.name}", log=log
+        set_up(member_scores), calls, plan=plan, name=f"strength {config.run.name}", log=log
     )
     for place, row in rows:
         if "scores" in row:
