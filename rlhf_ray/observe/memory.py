@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,10 +24,18 @@ def ray_session(session_dir: str) -> set[int]:
     Needed where the session is not this process's child: under `ray job submit`.
     """
     name = Path(session_dir).name
-    pids: set[int] = set()
-    for process in psutil.process_iter(["cmdline"]):
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    found: list[int] = []
+    for process in psutil.process_iter(["ppid", "cmdline"]):
+        children[process.info["ppid"]].append(process.pid)
         if any(name in part for part in process.info["cmdline"] or ()):
-            pids |= process_tree(process.pid)
+            found.append(process.pid)
+    pids: set[int] = set()
+    while found:
+        pid = found.pop()
+        if pid not in pids:
+            pids.add(pid)
+            found += children[pid]
     return pids
 
 
