@@ -331,7 +331,7 @@ class Rollout:
     temperature: float = 1.0
     """Every log-probability is of the distribution sampled from: logits / temperature."""
     dtype: Dtype = "auto"
-    """Type of the generator's weights. auto: float32 on a CPU, bfloat16 on a GPU."""
+    """Type of the generator's weights. auto: what the learner computes in (model.dtype)."""
     shard_prompts: int = 16
     """Prompts leased to a generator at a time; all samples of a prompt go together."""
     ignore_eos: bool = False

@@ -12,6 +12,7 @@ from rlhf_ray.data.schemas import ref_columns, views
 from rlhf_ray.models.actor_critic import Actor, check_head
 from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import cast_parameters, compute_dtype, load_causal_lm
+from rlhf_ray.models.norms import use_short_norms
 
 # Of one forward pass. Rows are sorted by length, so a smaller pass pads less.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -37,6 +38,7 @@ class ReferenceModel:
         self._actor = Actor(model).to(self._device).eval()
         check_head(self._actor)
         use_short_attention(model)
+        use_short_norms(model)
         cast_parameters(self._actor, compute_dtype(dtype, self._device))
         self._temperature = temperature
 

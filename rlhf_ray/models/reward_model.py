@@ -28,6 +28,7 @@ from rlhf_ray.models.loading import (
     source_options,
 )
 from rlhf_ray.models.lora import add_lora, has_adapter, load_adapter, merged
+from rlhf_ray.models.norms import use_short_norms
 
 Pooling = Literal["last", "mean", "pooler", "cls"]
 HEAD_FILE, SETTINGS_FILE = "head.safetensors", "reward_model.json"
@@ -87,6 +88,7 @@ class RewardModel(nn.Module):
         # What trains along and is not saved: a language model's head, prototypes.
         self.aside = nn.ModuleDict()
         use_short_attention(backbone)
+        use_short_norms(backbone)
 
     @classmethod
     def from_backbone(

@@ -13,7 +13,7 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
-from rlhf_ray.models.loading import load_config, load_tokenizer
+from rlhf_ray.models.loading import compute_dtype, load_config, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
@@ -139,9 +139,10 @@ def _context(config: Config, policy: str) -> int:
 
 
 def _weights_dtype(config: Config, device: str) -> str:
+    """Without a wish of the user's: what the learner computes in."""
     if config.rollout.dtype != "auto":
         return config.rollout.dtype
-    return "bfloat16" if device == "cuda" else "float32"
+    return str(compute_dtype(config.model.dtype, device)).removeprefix("torch.")
 
 
 def _probe_sequences(prompts: Prompts, longest: int) -> tuple[tuple[int, ...], ...]:

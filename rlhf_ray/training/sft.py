@@ -19,6 +19,7 @@ from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
+from rlhf_ray.models.norms import use_short_norms
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.supervised import MasterAdamW, Row, Schedule, StepSums, epochs_of, fill, fit
@@ -96,6 +97,7 @@ def base_model(
         tokenizer = make_tokenizer((t.prompt + t.response for t in texts), wanted.vocab)
         model = make_decoder(tokenizer, wanted.hidden, wanted.layers, config.run.seed)
     use_short_attention(model)
+    use_short_norms(model)
     return tokenizer, model
 
 
