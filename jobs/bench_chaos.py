@@ -81,6 +81,7 @@ class Bench:
     config: Config
     cluster: Cluster
     turns: list[Iteration] = field(default_factory=list)
+    at_done: float = 0.0
 
     def turn(self) -> Iteration:
         """One iteration of the loop of training/ppo.py, without evaluation and record."""
@@ -102,16 +103,17 @@ class Bench:
 
     def until(self, done: Callable[[], bool]) -> list[Iteration]:
         """Iterations until `done()`, which is asked all the time; the time is kept in `at_done`."""
-        self.at_done = 0.0
+        found: list[float] = []
 
         def look(now: float) -> None:
-            if not self.at_done and done():
-                self.at_done = time.monotonic()
+            if not found and done():
+                found.append(time.monotonic())
 
         self.cluster.reactor.every(LOOK_EVERY, look)
         turns = []
-        while not self.at_done:
+        while not found:
             turns.append(self.turn())
+        self.at_done = found[0]
         return turns
 
 
