@@ -19,7 +19,8 @@ def use_short_norms(model: nn.Module) -> None:
     """
     for module in model.modules():
         if _is_plain(module):
-            module.__class__ = _short_class(type(module))  # so that a copy has its own weight
+            own: Any = type(module)
+            module.__class__ = _short_class(own)  # so that a copy has its own weight
 
 
 def _is_plain(module: Any) -> bool:
@@ -34,7 +35,7 @@ def _is_plain(module: Any) -> bool:
 
 
 @functools.cache
-def _short_class(own: type[nn.Module]) -> type[nn.Module]:
+def _short_class(own: Any) -> Any:
     """`own` with another forward pass for bfloat16 on a CPU."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
