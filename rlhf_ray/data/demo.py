@@ -81,8 +81,8 @@ def write_demo(
     directory: str | Path,
     *,
     seed: int,
-    texts: int = 6000,
-    lists: int = 1500,
+    texts: int = 5000,
+    lists: int = 1300,
     prompts: int = 1024,
     heldout: int = 128,
 ) -> DemoPaths:
