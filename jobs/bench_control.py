@@ -167,6 +167,9 @@ class SleepingGenerator:
     def abort(self, keys: Any) -> Any:
         return self._actor.after.remote(0.0)
 
+    def rest(self) -> Any:
+        return self._actor.after.remote(0.0)
+
     def kill(self) -> None:
         """The process is others' too."""
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.running.jobs import (
     STEPS,
     TINY,
@@ -22,6 +24,7 @@ from tests.running.jobs import (
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 
 
+@pytest.mark.slow
 def test_half_and_half_is_the_whole(undisturbed: str, new_run: Make):
     run, place = new_run("halves")
     succeed("ppo", *place, *TINY, f"--ppo.iterations={STEPS // 2}")
