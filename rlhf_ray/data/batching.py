@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-# What one more forward and backward pass costs, in padded tokens: starting some hundred operations.
-BATCH_COST = 128
+# What one more pass costs, as a share of a full batch: some hundred operations are started.
+PASS_COST = 1 / 16
 
 
 def token_budget_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
     """Row indices in batches whose padded size, rows × longest, is at most `budget`.
 
     Rows are sorted by length, ties by index, and cut where all batches together cost least: their
-    padded tokens, and `BATCH_COST` for each. The same lengths always give the same batches. A row
-    longer than `budget` stands alone. Every row is in exactly one batch.
+    padded tokens, and `PASS_COST` · budget for each. The same lengths always give the same batches.
+    A row longer than `budget` stands alone. Every row is in exactly one batch.
     """
     if budget < 1:
         raise ValueError(f"a batch holds at least one token; the budget is {budget}")
@@ -27,7 +27,7 @@ def token_budget_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> li
         longest = int(lengths[order[end - 1]])
         most = max(1, budget // longest) if longest else end
         starts = np.arange(max(0, end - most), end)
-        costs = least[starts] + (end - starts) * longest + BATCH_COST
+        costs = least[starts] + (end - starts) * longest + PASS_COST * budget
         best = int(costs.argmin())
         least[end], cut[end] = costs[best], starts[best]
     batches: list[list[int]] = []
