@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.running.jobs import TINY, actor_processes, job, rows, start, succeed, summary, wait_for
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
@@ -24,6 +26,7 @@ def serving(found: dict[str, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_scaled_up_asked_about_stopped_and_resumed(new_run: Make):
     run, place = new_run("steered")
     driver = start("ppo", *place, *TINY, "--ppo.iterations=2000", log=run / "log")
