@@ -366,7 +366,7 @@ class PPO:
     critic: Literal["separate", "shared"] = "shared"
     """A model of its own, or a value head on the policy's trunk. Only estimators with values have
     one."""
-    lr: float = 4e-5
+    lr: float = 3e-5
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""
