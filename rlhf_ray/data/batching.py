@@ -5,37 +5,27 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-# What one more pass costs, as a share of a full batch: some hundred operations are started.
-PASS_COST = 1 / 16
-
 
 def token_budget_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
     """Row indices in batches whose padded size, rows × longest, is at most `budget`.
 
-    Rows are sorted by length, ties by index, and cut where all batches together cost least: their
-    padded tokens, and `PASS_COST` · budget for each. The same lengths always give the same batches.
-    A row longer than `budget` stands alone. Every row is in exactly one batch.
+    Rows are sorted by length, ties by index, and batches filled in that order, so that the same
+    lengths always give the same batches. A row longer than `budget` stands alone. Every row is in
+    exactly one batch.
     """
     if budget < 1:
         raise ValueError(f"a batch holds at least one token; the budget is {budget}")
     lengths = np.asarray(lengths)
-    order = np.argsort(lengths, kind="stable")
-    n = len(order)
-    least = np.zeros(n + 1)  # cost of the first i rows
-    cut = np.zeros(n + 1, np.int64)  # where the last of their batches begins
-    for end in range(1, n + 1):
-        longest = int(lengths[order[end - 1]])
-        most = max(1, budget // longest) if longest else end
-        starts = np.arange(max(0, end - most), end)
-        costs = least[starts] + (end - starts) * longest + PASS_COST * budget
-        best = int(costs.argmin())
-        least[end], cut[end] = costs[best], starts[best]
     batches: list[list[int]] = []
-    end = n
-    while end:
-        batches.append(order[cut[end] : end].tolist())
-        end = int(cut[end])
-    return batches[::-1]
+    current: list[int] = []
+    for index in np.argsort(lengths, kind="stable").tolist():
+        if current and (len(current) + 1) * int(lengths[index]) > budget:
+            batches.append(current)
+            current = []
+        current.append(index)
+    if current:
+        batches.append(current)
+    return batches
 
 
 def pad_right(rows: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,13 +13,14 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
-from rlhf_ray.models.loading import compute_dtype, load_config, load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster, Specs
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.training import calibration, live
+from rlhf_ray.training.engine import context_tokens, weights_dtype
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
@@ -89,8 +90,8 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
         start.policy, trust_remote_code=config.model.trust_remote_code
     ).eos_token_id
     device = "cuda" if plan.learner.gpus else "cpu"
-    max_model_len = _context(config, start.policy)
-    weights_dtype = _weights_dtype(config, device)
+    max_model_len = context_tokens(config, start.policy)
+    generator_dtype = weights_dtype(config, device)
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
     return Specs(
         generator=GeneratorSpec(
@@ -99,7 +100,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             sampling=Sampling(
                 temperature, config.rollout.max_response_tokens, eos, config.rollout.ignore_eos
             ),
-            dtype=weights_dtype,
+            dtype=generator_dtype,
             kv_cache_mb=config.rollout.kv_cache_mb,
             max_model_len=max_model_len,
             max_in_flight=config.rollout.max_in_flight,
@@ -115,34 +116,13 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             policy_path=start.policy,
             critic_path=start.critic,
             dtype=config.model.dtype,
-            weights_dtype=weights_dtype,
+            weights_dtype=generator_dtype,
             temperature=temperature,
             run_seed=config.run.seed,
             probes=_probe_sequences(prompts, max_model_len - 2),
             trust_remote_code=trust,
         ),
     )
-
-
-def _context(config: Config, policy: str) -> int:
-    """Tokens of the longest prompt and response. ValueError where the model takes fewer."""
-    asked = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    model = load_config(policy, trust_remote_code=config.model.trust_remote_code)
-    room = getattr(model, "max_position_embeddings", None)
-    if room is not None and asked > room:
-        raise ValueError(
-            f"data.max_prompt_tokens {config.data.max_prompt_tokens} and "
-            f"rollout.max_response_tokens {config.rollout.max_response_tokens} make {asked}, "
-            f"and the model at {policy} takes {room}: lower one of the two"
-        )
-    return asked
-
-
-def _weights_dtype(config: Config, device: str) -> str:
-    """Without a wish of the user's: what the learner computes in."""
-    if config.rollout.dtype != "auto":
-        return config.rollout.dtype
-    return str(compute_dtype(config.model.dtype, device)).removeprefix("torch.")
 
 
 def _probe_sequences(prompts: Prompts, longest: int) -> tuple[tuple[int, ...], ...]:

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import Version, stable_hash
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.samples import Samples, write_samples
 from rlhf_ray.generators.protocol import Generator, Request, Sampling
 from rlhf_ray.generators.registry import BACKENDS
-from rlhf_ray.models.loading import load_config, load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
 from rlhf_ray.orchestration.side_by_side import Call, side_by_side
+from rlhf_ray.training.engine import context_tokens, weights_dtype
 
 Row = dict[str, Any]
 TELL_EVERY = 32  # finished responses between two rows
@@ -100,23 +103,15 @@ def sample_prompts(
 def make_engine(config: Config, policy: str, eos_token_id: int) -> Generator:
     """The run's kind of generator on the policy as it is. ValueError where the model is shorter."""
     rollout = config.rollout
-    asked = config.data.max_prompt_tokens + rollout.max_response_tokens
-    shape = load_config(policy, trust_remote_code=config.model.trust_remote_code)
-    room = getattr(shape, "max_position_embeddings", None)
-    if room is not None and asked > room:
-        raise ValueError(
-            f"data.max_prompt_tokens {config.data.max_prompt_tokens} and "
-            f"rollout.max_response_tokens {rollout.max_response_tokens} make {asked}, and the "
-            f"model at {policy} takes {room}: lower one of the two"
-        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return BACKENDS[rollout.backend].make(
         policy,
         sampling=Sampling(
             rollout.temperature, rollout.max_response_tokens, eos_token_id, rollout.ignore_eos
         ),
         version=Version(0, 0),
-        dtype="float32" if rollout.dtype == "auto" else rollout.dtype,
-        max_model_len=asked,
+        dtype=weights_dtype(config, device),
+        max_model_len=context_tokens(config, policy),
         max_num_seqs=rollout.max_in_flight,
         kv_cache_mb=rollout.kv_cache_mb,
         trust_remote_code=config.model.trust_remote_code,

@@ -1,4 +1,4 @@
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.data.batching import PASS_COST, pad_flat, pad_right, token_budget_batches
+from rlhf_ray.data.batching import pad_flat, pad_right, token_budget_batches
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 
@@ -24,24 +24,15 @@ def test_every_row_once_sorted_and_within_the_budget(lengths, budget):
     assert batches == token_budget_batches(np.array(lengths, dtype=np.int64), budget)
 
 
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=8), st.integers(1, 1200))
-def test_no_other_cut_of_the_sorted_rows_costs_less(lengths, budget):
-    def cost(batches):
-        return sum(len(b) * max(lengths[i] for i in b) + PASS_COST * budget for b in batches)
-
-    rows = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    every = []
-    for cuts in itertools.product([False, True], repeat=len(rows) - 1):
-        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(rows)]
-        batches = [rows[a:b] for a, b in itertools.pairwise(edges)]
-        if all(len(b) == 1 or len(b) * lengths[b[-1]] <= budget for b in batches):
-            every.append(batches)
-    found = cost(token_budget_batches(lengths, budget))
-    assert found == pytest.approx(min(map(cost, every)))
+@given(LENGTHS, st.integers(1, 120))
+def test_no_batch_could_have_taken_the_next_row(lengths, budget):
+    batches = token_budget_batches(lengths, budget)
+    for batch, following in pairwise(batches):
+        assert (len(batch) + 1) * lengths[following[0]] > budget
 
 
 def test_batches_by_hand():
-    assert token_budget_batches([5, 1, 5, 2, 20], 10) == [[1], [3], [0, 2], [4]]
+    assert token_budget_batches([5, 1, 5, 2, 20], 10) == [[1, 3], [0, 2], [4]]
     assert token_budget_batches([], 10) == []
     with pytest.raises(ValueError, match="budget is 0"):
         token_budget_batches([1], 0)
