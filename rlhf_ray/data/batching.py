@@ -1,4 +1,4 @@
-"""Rows of different length into padded batches: which rows together, and how they are laid out."""
+"""Rows of different length into batches: which rows together, and how they are padded."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,11 @@ import numpy as np
 import torch
 
 
-def token_budget_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
-    """Row indices in batches whose padded size, rows × longest, is at most `budget`.
+def token_budget_batches(
+    lengths: Sequence[int] | np.ndarray, budget: int, *, packed: bool
+) -> list[list[int]]:
+    """Row indices in batches of at most `budget` tokens: packed, the sum of the rows' lengths;
+    otherwise rows × longest.
 
     Rows are sorted by length, ties by index, and batches filled in that order, so that the same
     lengths always give the same batches. A row longer than `budget` stands alone. Every row is in
@@ -18,21 +21,18 @@ def token_budget_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> li
     lengths = np.asarray(lengths)
     batches: list[list[int]] = []
     current: list[int] = []
+    total = 0
     for index in np.argsort(lengths, kind="stable").tolist():
-        if current and (len(current) + 1) * int(lengths[index]) > budget:
+        length = int(lengths[index])
+        size = total + length if packed else (len(current) + 1) * length
+        if current and size > budget:
             batches.append(current)
-            current = []
+            current, total = [], 0
         current.append(index)
+        total += length
     if current:
         batches.append(current)
     return batches
-
-
-def pad_right(rows: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(input_ids_BT int64, attention_mask_BT bool)` of token rows, padded on the right."""
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    flat = np.concatenate(rows) if len(rows) else np.empty(0, np.int64)
-    return pad_flat(flat, lengths, pad_id)
 
 
 def pad_flat(

@@ -11,9 +11,9 @@ from rlhf_ray.config import PPO
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
-from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.norms import use_short_norms
+from rlhf_ray.models.packing import use_packing
 from rlhf_ray.models.reward_model import RewardModel, read_calibration
 
 
@@ -57,9 +57,9 @@ def build_learner(
 
 
 def prepare(model: Any) -> Any:
-    """A model as the learner runs it: dropout off, attention and norms by the faster way."""
-    use_short_attention(model)
+    """A model as the learner runs it: dropout off, rows end to end, norms by the faster way."""
     use_short_norms(model)
+    use_packing(model)
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.sharding import Weights, Whole
 from rlhf_ray.models.actor_critic import Actor
+from rlhf_ray.models.packing import PackedRows
 
 _PREFIX = "model."  # of the language model within Actor
 
@@ -94,7 +95,8 @@ class Exporter:
     def _probe(self, actor: Actor, ids: Sequence[int]) -> list[float]:
         tokens_L = torch.tensor(ids, device=self.group.device)
         index_N = torch.arange(len(ids) - 1, device=self.group.device)
-        out = actor(tokens_L[None, :-1], index_N, tokens_L[1:], temperature=1.0)
+        rows = PackedRows(tokens_L[:-1], (len(ids) - 1,))
+        out = actor(rows, index_N, tokens_L[1:], temperature=1.0)
         return out.logprobs_N.tolist()
 
     @contextlib.contextmanager

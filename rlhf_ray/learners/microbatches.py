@@ -1,7 +1,7 @@
-"""Which rows a rank computes, and how they are cut into padded micro-batches.
+"""Which rows a rank computes, and how they are cut into micro-batches.
 
 All of it follows from the lengths alone, so every rank knows every rank's share without asking.
-Shapes: B rows, L input positions, N response tokens of these rows end to end.
+Shapes: N response tokens of these rows end to end.
 """
 
 import heapq
@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.learners.rollouts import Rollouts
+from rlhf_ray.models.packing import PackedRows
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class MicroBatch:
     """One forward pass, on the device.
 
     Attributes:
-        input_ids_BL: int64, prompt + response without its last token, right-padded.
-        index_N: int64, the position in B·L that predicts each response token.
+        rows: prompt + response without its last token.
+        index_N: int64, the position in `rows` that predicts each response token.
         targets_N: int64, the response tokens.
         token_index_N: int64 on the CPU, their places in the tokens of all rollouts.
     """
 
-    input_ids_BL: Tensor
+    rows: PackedRows
     index_N: Tensor
     targets_N: Tensor
     token_index_N: Tensor
@@ -72,15 +73,22 @@ def micro_batches(
     rank: int,
     ranks: int,
     budget: int,
+    packed: bool,
     device: torch.device,
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of `rows`, as many as any rank has: empty ones fill up.
 
+    packed: whether the model's passes hold no padding, so that the budget is of tokens alone.
     A collective waits for every rank, so each must make the same number of passes.
     """
     lengths = rollouts.input_lengths
     cuts = [
-        [[share[i] for i in batch] for batch in _cut(share, lengths, budget)]
+        [
+            [share[i] for i in batch]
+            for batch in token_budget_batches(
+                [lengths[row] for row in share], budget, packed=packed
+            )
+        ]
         for share in shares(rows, lengths, ranks)
     ]
     mine = cuts[rank]
@@ -88,24 +96,17 @@ def micro_batches(
         yield _micro_batch(rollouts, mine[i] if i < len(mine) else [], device)
 
 
-def _cut(share: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    return token_budget_batches([lengths[row] for row in share], budget) if share else []
-
-
 def _micro_batch(rollouts: Rollouts, rows: Sequence[int], device: torch.device) -> MicroBatch:
     inputs = [np.concatenate([rollouts.prompts[row], rollouts.responses[row][:-1]]) for row in rows]
-    longest = max((len(row) for row in inputs), default=1)
-    input_ids = np.zeros((max(len(rows), 1), longest), np.int64)  # token 0 pads: nothing sees it
     index, tokens = [], []
-    starts = rollouts.starts_B1.numpy()
-    for i, row in enumerate(rows):
-        input_ids[i, : len(inputs[i])] = inputs[i]
-        first = i * longest + len(rollouts.prompts[row]) - 1
-        index.append(np.arange(first, first + len(rollouts.responses[row])))
+    starts, last = rollouts.starts_B1.numpy(), 0
+    for row, ids in zip(rows, inputs, strict=True):
+        last += len(ids)  # a response's tokens are predicted by its row's last positions
+        index.append(np.arange(last - len(rollouts.responses[row]), last))
         tokens.append(np.arange(starts[row], starts[row + 1]))
     targets = [rollouts.responses[row] for row in rows]
     return MicroBatch(
-        input_ids_BL=torch.from_numpy(input_ids).to(device),
+        rows=PackedRows.of(inputs or [np.zeros(1, np.int64)], device),
         index_N=_joined(index).to(device),
         targets_N=_joined(targets).to(device),
         token_index_N=_joined(tokens),

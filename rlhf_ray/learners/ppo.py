@@ -4,7 +4,7 @@ Every rank calls `update` with the same table. A rank computes its token-balance
 what is computed a row at a time is gathered, so that advantages, minibatches and decisions are the
 same everywhere, and a loss is a part of one sum whose denominator is the whole minibatch's.
 
-Shapes: B rows, L input positions, N response tokens end to end.
+Shapes: N response tokens end to end.
 """
 
 import math
@@ -28,8 +28,9 @@ from rlhf_ray.learners.rollouts import Rollouts
 from rlhf_ray.learners.sharding import own
 from rlhf_ray.learners.targets import OldPass, Targets, make_targets
 from rlhf_ray.models.actor_critic import Actor, Critic
+from rlhf_ray.models.packing import packs
 
-CPU_TOKENS = 2048  # a larger pass leaves the processor's cache, and gains only padding
+CPU_TOKENS = 2048  # a larger pass leaves the processor's cache
 
 
 class PPOLearner:
@@ -65,6 +66,8 @@ class PPOLearner:
         has_values = critic is not None or actor.value_head is not None
         if ESTIMATORS[settings.estimator].needs_values and not has_values:
             raise ValueError(f"estimator {settings.estimator} needs a critic, and none was given")
+        trunks = [actor.model.base_model, *([critic.backbone] if critic else [])]
+        self._packed = all(packs(trunk) for trunk in trunks)
         self._make_optimizer(actor, critic, dtype)
         self.kl_coef = AdaptiveKL(
             settings.kl_coef, settings.kl_target or math.inf, settings.kl_horizon
@@ -164,6 +167,7 @@ class PPOLearner:
             rank=self.group.rank,
             ranks=self.group.size,
             budget=budget,
+            packed=self._packed,
             device=self.group.device,
         )
 
@@ -173,7 +177,7 @@ class PPOLearner:
         found_3N = torch.zeros(3, rollouts.tokens)
         for micro in self._micro_batches(rollouts, range(len(rollouts))):
             out = self.actor(
-                micro.input_ids_BL,
+                micro.rows,
                 micro.index_N,
                 micro.targets_N,
                 temperature=self.temperature,
@@ -181,7 +185,7 @@ class PPOLearner:
             )
             values_N = out.values_N
             if self.critic is not None:
-                values_N = self.critic(micro.input_ids_BL, micro.index_N)
+                values_N = self.critic(micro.rows, micro.index_N)
             rows = [out.logprobs_N, out.entropies_N]
             rows += [] if values_N is None else [values_N]
             found_3N[: len(rows), micro.token_index_N] = torch.stack(rows).cpu()
@@ -226,7 +230,7 @@ class PPOLearner:
             self._step(self.policy_optimizer, losses, totals, "grad/norm", where)
         if self.critic is not None and self.critic_optimizer is not None:
             for micro in batches:
-                values_N = self.critic(micro.input_ids_BL, micro.index_N)
+                values_N = self.critic(micro.rows, micro.index_N)
                 losses.value(micro, values_N).backward()
             self._step(self.critic_optimizer, losses, totals, "grad/norm_critic", where)
         totals.add(losses)
@@ -234,7 +238,7 @@ class PPOLearner:
     def _policy_loss(self, micro: MicroBatch, losses: Losses, *, values_only: bool) -> Tensor:
         """The policy's loss, with a shared trunk the value's too; in warm-up the value head's."""
         out = self.actor(
-            micro.input_ids_BL,
+            micro.rows,
             micro.index_N,
             micro.targets_N,
             temperature=self.temperature,

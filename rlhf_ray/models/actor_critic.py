@@ -1,10 +1,9 @@
 """The policy, and the critic: a model of its own, or a value head on the policy's trunk.
 
-Rows are prompt + response, right-padded and without an attention mask: under the causal mask no
-position sees the padding after it. `index_N` names the positions, in B·L, that predict the N
-response tokens: log π(a_t) and V_t are both read there, before a_t.
+Rows are prompt + response without its last token, end to end. `index_N` names the positions, among
+all of them, that predict the N response tokens: log π(a_t) and V_t are both read there, before a_t.
 
-Shapes: B rows, L input positions, N response tokens, D features.
+Shapes: N response tokens, D features.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
+from rlhf_ray.models.indexing import take
+from rlhf_ray.models.logprobs import HeadShape, response_logprobs
+from rlhf_ray.models.packing import PackedRows, hidden_states
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Actor(nn.Module):
 
     def forward(
         self,
-        input_ids_BL: Tensor,
+        rows: PackedRows,
         index_N: Tensor,
         targets_N: Tensor,
         *,
@@ -63,7 +64,7 @@ class Actor(nn.Module):
 
         `detach_trunk` keeps the gradient of the values in the value head.
         """
-        hidden_ND = take_positions(_trunk(self.model.base_model, input_ids_BL), index_N)
+        hidden_ND = take(hidden_states(self.model.base_model, rows), index_N)
         logprobs_N, entropies_N = response_logprobs(
             hidden_ND,
             self.model.get_output_embeddings(),
@@ -86,9 +87,9 @@ class Critic(nn.Module):
         self.backbone = backbone
         self.value_head = value_head
 
-    def forward(self, input_ids_BL: Tensor, index_N: Tensor) -> Tensor:
+    def forward(self, rows: PackedRows, index_N: Tensor) -> Tensor:
         """values_N, float32."""
-        return self.value_head(take_positions(_trunk(self.backbone, input_ids_BL), index_N))
+        return self.value_head(take(hidden_states(self.backbone, rows), index_N))
 
 
 def value_head_for(
@@ -112,19 +113,14 @@ def check_head(actor: Actor, *, tolerance: float = 1e-3) -> None:
     """
     device = next(actor.parameters()).device
     vocab = actor.model.get_output_embeddings().weight.shape[0]
-    ids_1L = (torch.arange(5, device=device)[None] * 7 + 3) % vocab
-    own_LV = torch.log_softmax(actor.model(ids_1L[:, :-1], use_cache=False).logits[0].float(), 1)
-    own_N = own_LV.gather(1, ids_1L[0, 1:, None]).squeeze(1)
-    index_N = torch.arange(4, device=device)
-    ours_N = actor(ids_1L[:, :-1], index_N, ids_1L[0, 1:], temperature=1.0).logprobs_N
+    ids_L = (torch.arange(5, device=device) * 7 + 3) % vocab
+    own_LV = actor.model(ids_L[None, :-1], use_cache=False).logits[0].float().log_softmax(1)
+    own_N = own_LV.gather(1, ids_L[1:, None]).squeeze(1)
+    rows, index_N = PackedRows(ids_L[:-1], (4,)), torch.arange(4, device=device)
+    ours_N = actor(rows, index_N, ids_L[1:], temperature=1.0).logprobs_N
     if (worst := float((own_N - ours_N).abs().max())) > tolerance:
         raise ValueError(
             f"{type(actor.model).__name__}: log-probabilities from the trunk and the output "
             f"embeddings differ by {worst:.3g} from the model's own; its logits go through a step "
             f"that rlhf_ray.models.logprobs.HeadShape does not know"
         )
-
-
-def _trunk(backbone: Any, input_ids_BL: Tensor) -> Tensor:
-    """hidden_BLD after the last norm."""
-    return backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state

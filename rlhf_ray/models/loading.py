@@ -6,6 +6,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -103,6 +105,14 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Pretrai
         return AutoConfig.from_pretrained(str(path), **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"no model could be loaded from {path}: {_first_line(error)}") from error
+
+
+def is_causal(backbone: PreTrainedModel) -> bool:
+    """Whether a position sees only those before it, so that padding on the right is unseen."""
+    kind, config = type(backbone.config), backbone.config
+    if kind in MODEL_FOR_MASKED_LM_MAPPING:
+        return bool(getattr(config, "is_decoder", False))
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_causal", True)
 
 
 def check_length(model: PreTrainedModel, tokens: int, option: str) -> None:

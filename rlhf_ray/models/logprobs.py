@@ -1,13 +1,12 @@
 """Log-probabilities of responses without ever holding the full logits.
 
 The language head is applied to the hidden states of response positions only, a chunk of rows at a
-time; the backward pass computes each chunk's logits again. So peak memory holds one chunk,
-whatever the vocabulary times the tokens.
+time; the backward pass computes each chunk's logits again, unless one chunk was all. So peak memory
+holds one chunk, whatever the vocabulary times the tokens.
 
-Shapes: B rows, L input positions, N response tokens end to end, D features, V vocabulary.
+Shapes: N response tokens end to end, D features, V vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,28 +37,8 @@ class HeadShape:
         return cls(scale / divisor, getattr(config, "final_logit_softcapping", None))
 
 
-class _TakeRows(torch.autograd.Function):
-    """x[index] along dimension 0 for an index without repeats: its backward copies, never adds."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        ctx.save_for_backward(index)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, index, grad), None
-
-
-def take_positions(hidden_BLD: Tensor, index_N: Tensor) -> Tensor:
-    """hidden_ND: the positions `index_N` (into B·L, no repeats) of all rows, end to end."""
-    return _TakeRows.apply(hidden_BLD.flatten(0, 1), index_N)
-
-
 class _Logprobs(torch.autograd.Function):
-    """log softmax(logits / temperature)[target], in chunks of rows, recomputed in the backward."""
+    """log softmax(logits / temperature)[target], in chunks of rows."""
 
     @staticmethod
     def forward(
@@ -74,30 +53,42 @@ class _Logprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=torch.float32)
         entropies_N = torch.zeros_like(logprobs_N)
-        for rows in _chunks(hidden_ND, weight_VD):
+        chunks = _chunks(hidden_ND, weight_VD)
+        keep = len(chunks) == 1 and not shape.softcap and any(ctx.needs_input_grad)
+        probs_NV = None
+        for rows in chunks:
             logits_CV, _ = _logits(hidden_ND[rows], weight_VD, bias_V, shape, temperature)
             logp_CV = torch.log_softmax(logits_CV, 1)
             logprobs_N[rows] = logp_CV.gather(1, targets_N[rows, None]).squeeze(1)
             if entropy:
                 entropies_N[rows] = torch.exp(logp_CV, out=logits_CV).mul_(logp_CV).sum(1).neg_()
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
+            if keep:
+                probs_NV = logp_CV.exp_().to(hidden_ND.dtype)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, logprobs_N, probs_NV)
         ctx.shape, ctx.temperature = shape, temperature
         ctx.mark_non_differentiable(entropies_N)
         return logprobs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
+        """d logprob / d logits = onehot − softmax."""
+        hidden_ND, weight_VD, bias_V, targets_N, logprobs_N, probs_NV = ctx.saved_tensors
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = grad_bias_V = None
+        at_target_N = grad_N * -torch.expm1(logprobs_N)  # 1 − p, exact where p is near 1
         for rows in _chunks(hidden_ND, weight_VD):
-            logits_CV, slope_CV = _logits(
-                hidden_ND[rows], weight_VD, bias_V, ctx.shape, ctx.temperature
-            )
-            # d logprob / d logits = onehot − softmax
-            grad_CV = torch.softmax(logits_CV, 1).mul_(-grad_N[rows, None])
-            grad_CV.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
-            grad_CV = grad_CV.mul_(slope_CV).to(hidden_ND.dtype)
+            if probs_NV is not None:
+                slope = ctx.shape.scale / ctx.temperature
+                grad_CV = probs_NV * (grad_N * -slope)[:, None].to(probs_NV.dtype)
+                at_target_C = at_target_N * slope
+                grad_CV.scatter_(1, targets_N[:, None], at_target_C[:, None].to(grad_CV.dtype))
+            else:
+                logits_CV, slope_CV = _logits(
+                    hidden_ND[rows], weight_VD, bias_V, ctx.shape, ctx.temperature
+                )
+                grad_CV = torch.softmax(logits_CV, 1).mul_(-grad_N[rows, None])
+                grad_CV.scatter_(1, targets_N[rows, None], at_target_N[rows, None])
+                grad_CV = grad_CV.mul_(slope_CV).to(hidden_ND.dtype)
             grad_hidden_ND[rows] = grad_CV @ weight_VD
             if ctx.needs_input_grad[1]:
                 grad_weight_VD = _add(grad_weight_VD, grad_CV.t() @ hidden_ND[rows])
@@ -159,11 +150,10 @@ def _logits(
     return logits_CV, slope
 
 
-def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Slices of rows whose float32 logits fit CHUNK_BYTES."""
     rows = max(1, CHUNK_BYTES[hidden_ND.device.type] // (4 * len(weight_VD)))
-    for start in range(0, len(hidden_ND), rows):
-        yield slice(start, start + rows)
+    return [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

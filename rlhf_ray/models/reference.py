@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_ray.data.batching import pad_right, token_budget_batches
+from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.schemas import ref_columns, views
 from rlhf_ray.models.actor_critic import Actor, check_head
-from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import cast_parameters, compute_dtype, load_causal_lm
 from rlhf_ray.models.norms import use_short_norms
+from rlhf_ray.models.packing import PackedRows, packs, use_packing
 
-# Of one forward pass. Rows are sorted by length, so a smaller pass pads less.
+# Of one forward pass.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
 
@@ -37,15 +37,15 @@ class ReferenceModel:
         model = load_causal_lm(path, trust_remote_code=trust_remote_code)
         self._actor = Actor(model).to(self._device).eval()
         check_head(self._actor)
-        use_short_attention(model)
         use_short_norms(model)
+        use_packing(model)
         cast_parameters(self._actor, compute_dtype(dtype, self._device))
         self._temperature = temperature
 
     def logprobs(self, rollouts: pa.Table) -> pa.Table:
         """`rollout_id, ref_logprobs`: log π_ref of the response tokens, logits / temperature.
 
-        In the order of `rollouts`. Rows are cut into padded passes by their lengths alone, so a
+        In the order of `rollouts`. Rows are cut into passes by their lengths alone, so a
         shard's log-probs are the same whoever computes them.
         """
         prompts = rows_of(rollouts, "prompt_token_ids")
@@ -60,14 +60,16 @@ class ReferenceModel:
         inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
         budget = MICRO_BATCH_TOKENS[torch.device(self._device).type]
         result: list[np.ndarray] = [np.empty(0, np.float32)] * len(inputs)
-        for batch in token_budget_batches([len(row) for row in inputs], budget):
-            ids_BL, _ = pad_right([inputs[i] for i in batch], 0)  # nothing sees what pads
-            spans = [(len(prompts[i]) - 1, len(inputs[i])) for i in batch]
-            index = [np.arange(*span) + b * ids_BL.shape[1] for b, span in enumerate(spans)]
+        packed = packs(self._actor.model.base_model)
+        lengths = [len(row) for row in inputs]
+        for batch in token_budget_batches(lengths, budget, packed=packed):
+            rows = PackedRows.of([inputs[i] for i in batch], self._device)
+            spans = zip(rows.starts[1:], [len(responses[i]) for i in batch], strict=True)
+            index = np.concatenate([np.arange(last - length, last) for last, length in spans])
             targets = np.concatenate([responses[i] for i in batch]).astype(np.int64)
             output = self._actor(
-                ids_BL.to(self._device),
-                torch.from_numpy(np.concatenate(index)).to(self._device),
+                rows,
+                torch.from_numpy(index).to(self._device),
                 torch.from_numpy(targets).to(self._device),
                 temperature=self._temperature,
             )

@@ -1,6 +1,6 @@
 """A scalar head on a decoder or an encoder: text in, one score out.
 
-B rows, T positions, D features, N texts.
+B rows, T positions, N tokens of all rows end to end, D features.
 """
 
 import json
@@ -13,22 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoModel,
-    PreTrainedModel,
-)
+from transformers import AutoModel, PreTrainedModel
 
-from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import (
     cast_parameters,
+    is_causal,
     load_causal_lm,
     load_config,
     source_options,
 )
 from rlhf_ray.models.lora import add_lora, has_adapter, load_adapter, merged
 from rlhf_ray.models.norms import use_short_norms
+from rlhf_ray.models.packing import PackedRows, hidden_states, use_packing
 
 Pooling = Literal["last", "mean", "pooler", "cls"]
 HEAD_FILE, SETTINGS_FILE = "head.safetensors", "reward_model.json"
@@ -51,18 +47,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One forward pass: pooled features, and what they were pooled from, at the left edge."""
+    """One forward pass: pooled features, and what they were pooled from."""
 
     features_BD: Tensor
-    hidden_BTD: Tensor
-    input_ids_BT: Tensor
+    hidden_ND: Tensor
 
 
 class RewardModel(nn.Module):
     """`head(pooled features)` of a backbone; raw scores, calibrated by who asks for it.
 
-    Padding never changes a score: rows are moved to the left edge first, so that padding is on the
-    right, where a causal mask hides it and an encoder is given the mask.
+    Padding never changes a score: it is taken away first.
     """
 
     def __init__(self, backbone: PreTrainedModel, pooling: Pooling, *, seed: int = 0) -> None:
@@ -87,8 +81,8 @@ class RewardModel(nn.Module):
             self.head.bias.zero_()
         # What trains along and is not saved: a language model's head, prototypes.
         self.aside = nn.ModuleDict()
-        use_short_attention(backbone)
         use_short_norms(backbone)
+        use_packing(backbone)
 
     @classmethod
     def from_backbone(
@@ -171,16 +165,13 @@ class RewardModel(nn.Module):
         input_ids_BT int64; attention_mask_BT is not 0 where a token counts; padding on either side,
         any amount. Raises ValueError for a row without a token.
         """
-        return self.score_features(self.encode(input_ids_BT, attention_mask_BT).features_BD)
+        rows = PackedRows.of_padded(input_ids_BT, attention_mask_BT)
+        return self.score_features(self.encode(rows).features_BD)
 
-    def encode(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Encoded:
-        """Pooled features, before the head; arguments and errors are those of `forward`."""
-        input_ids_BT, mask_BT = to_left_edge(input_ids_BT, attention_mask_BT)
-        needs_mask = not self.is_causal and not bool(mask_BT.all())
-        out = self.backbone(
-            input_ids=input_ids_BT, attention_mask=mask_BT.long() if needs_mask else None
-        )
-        return Encoded(self._pool(out, mask_BT), out.last_hidden_state, input_ids_BT)
+    def encode(self, rows: PackedRows) -> Encoded:
+        """Pooled features, before the head."""
+        hidden_ND = hidden_states(self.backbone, rows)
+        return Encoded(self._pool(hidden_ND, rows), hidden_ND)
 
     def score_features(self, features_BD: Tensor) -> Tensor:
         """The head alone: raw scores_B, float32."""
@@ -188,49 +179,20 @@ class RewardModel(nn.Module):
         return F.linear(features_BD.float(), self.head.weight.float(), self.head.bias.float())[:, 0]
 
     @torch.inference_mode()
-    def score(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    def score(self, rows: PackedRows) -> Tensor:
         """Raw scores_B, float32, without gradient and without dropout."""
         assert not self.training, "call eval() before scoring: dropout would change scores"
-        return self(input_ids_BT, attention_mask_BT)
+        return self.score_features(self.encode(rows).features_BD)
 
-    def _pool(self, out, mask_BT: Tensor) -> Tensor:
-        if self.pooling == "pooler":
-            return out.pooler_output
-        hidden_BTD = out.last_hidden_state
+    def _pool(self, hidden_ND: Tensor, rows: PackedRows) -> Tensor:
+        starts_B1 = torch.from_numpy(rows.starts).to(hidden_ND.device)
         if self.pooling == "cls":
-            return hidden_BTD[:, 0]
-        lengths_B = mask_BT.sum(1)
+            return hidden_ND[starts_B1[:-1]]
+        if self.pooling == "pooler":
+            return self.backbone.pooler(hidden_ND[starts_B1[:-1], None])
         if self.pooling == "last":
-            return hidden_BTD[torch.arange(len(lengths_B), device=hidden_BTD.device), lengths_B - 1]
-        attended_BTD = torch.where(mask_BT[..., None], hidden_BTD.float(), 0.0)
-        return attended_BTD.sum(1) / lengths_B[:, None]
-
-
-def to_left_edge(input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with their attended tokens first, in order, cut to the longest; the mask as bool.
-
-    Raises ValueError for a row without an attended token.
-    """
-    assert input_ids_BT.ndim == 2 and input_ids_BT.shape == attention_mask_BT.shape
-    mask_BT = attention_mask_BT != 0
-    lengths_B = mask_BT.sum(1)
-    if not bool((lengths_B > 0).all()):
-        row = int((lengths_B == 0).nonzero()[0])
-        raise ValueError(f"row {row} has no attended token, so nothing to score: leave it out")
-    longest = int(lengths_B.max())
-    aligned_BT = torch.arange(longest, device=mask_BT.device) < lengths_B[:, None]
-    if not torch.equal(mask_BT[:, :longest], aligned_BT):
-        order_BT = (~mask_BT).to(torch.uint8).argsort(dim=1, stable=True)
-        input_ids_BT = input_ids_BT.gather(1, order_BT)
-    return input_ids_BT[:, :longest], aligned_BT
-
-
-def is_causal(backbone: PreTrainedModel) -> bool:
-    """Whether a position sees only those before it, so that padding on the right is unseen."""
-    kind, config = type(backbone.config), backbone.config
-    if kind in MODEL_FOR_MASKED_LM_MAPPING:
-        return bool(getattr(config, "is_decoder", False))
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_causal", True)
+            return hidden_ND[starts_B1[1:] - 1]
+        return torch.segment_reduce(hidden_ND.float(), "mean", offsets=starts_B1)
 
 
 def read_calibration(path: str | Path) -> Calibration | None:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.models.loading import load_config, source_options, tokenizer_class
+from rlhf_ray.models.packing import PackedRows
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
 from rlhf_ray.rewards.protocol import Responses, Scores
 from rlhf_ray.rewards.trained import longest_input
@@ -39,9 +40,8 @@ class ClassifierReward:
 
     def __call__(self, batch: Responses) -> Scores:
         """float32 scores, all valid; they may be non-finite, which the combination refuses."""
-        scores = score_rows(
-            self.token_ids(batch), self._score, pad_token_id=self._pad, compute=self._compute
-        )
+        rows = self.token_ids(batch)
+        scores = score_rows(rows, self._score, packed=False, compute=self._compute)
         return Scores(scores=scores, valid=np.ones(len(batch), dtype=bool))
 
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
@@ -56,7 +56,8 @@ class ClassifierReward:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _score(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+    def _score(self, rows: PackedRows) -> torch.Tensor:
+        input_ids_BT, attention_mask_BT = rows.padded(self._pad)
         output = self._model(input_ids=input_ids_BT, attention_mask=attention_mask_BT.long())
         logits_BC = output.logits.float()
         chosen_B = logits_BC[:, self._label]

@@ -20,7 +20,7 @@ from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses, RewardFunction, Scores
 from rlhf_ray.rewards.trained import TrainedReward
 
-CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # of one forward pass; rows are sorted, so little is padding
+CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # of one forward pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A batch of token rows, scored in padded micro-batches under a token budget."""
+"""A batch of token rows, scored in micro-batches under a token budget."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf_ray.data.batching import pad_right, token_budget_batches
+from rlhf_ray.data.batching import token_budget_batches
+from rlhf_ray.models.packing import PackedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +23,19 @@ class Compute:
 @torch.inference_mode()
 def score_rows(
     rows: Sequence[np.ndarray],
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    score: Callable[[PackedRows], torch.Tensor],
     *,
-    pad_token_id: int,
+    packed: bool,
     compute: Compute,
 ) -> np.ndarray:
-    """`score(input_ids_BT int64, attention_mask_BT bool) -> scores_B` of all rows, in their order.
+    """`score(rows) -> scores_B` of all rows, in their order. Returns float32 [N].
 
-    Rows are right-padded. Which row meets which others depends on the lengths of these rows alone,
-    so the scores of a shard are the same whoever computes them. Returns float32 [N].
+    packed: whether `score` runs them without padding. Which row meets which others depends on the
+    lengths of these rows alone, so the scores of a shard are the same whoever computes them.
     """
     scores = np.empty(len(rows), dtype=np.float32)
-    for indices in token_budget_batches([len(row) for row in rows], compute.micro_batch_tokens):
-        ids_BT, mask_BT = pad_right([rows[i] for i in indices], pad_token_id)
-        scores_B = score(ids_BT.to(compute.device), mask_BT.to(compute.device))
+    lengths = [len(row) for row in rows]
+    for indices in token_budget_batches(lengths, compute.micro_batch_tokens, packed=packed):
+        scores_B = score(PackedRows.of([rows[i] for i in indices], compute.device))
         scores[indices] = scores_B.float().cpu().numpy()
     return scores

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.packing import packs
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
 from rlhf_ray.rewards.protocol import Responses, Scores
@@ -41,12 +42,8 @@ class TrainedReward:
 
     def score_rows(self, rows: list[np.ndarray]) -> np.ndarray:
         """float32 scores of token rows."""
-        return score_rows(
-            rows,
-            self._model.score,
-            pad_token_id=self._tokenizer.pad_token_id,
-            compute=self._compute,
-        )
+        packed = packs(self._model.backbone)
+        return score_rows(rows, self._model.score, packed=packed, compute=self._compute)
 
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""

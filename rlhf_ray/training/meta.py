@@ -69,9 +69,7 @@ class MetaStep:
 
         def ascend() -> Tensor:
             rows, groups_N = self._samples.of(next(self._prompts))
-            scores_N = scores_of(
-                optimizer.compute, self._samples.rows, rows, pad_id=self._step.pad_id
-            )
+            scores_N = scores_of(optimizer.compute, self._samples.rows, rows)
             objective = difference_objective(scores_N, groups_N.to(scores_N.device))
             optimizer.backward(objective)
             return objective

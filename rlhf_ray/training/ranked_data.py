@@ -1,6 +1,6 @@
 """Ranked lists as token rows, and their forward passes: K texts cost K forwards.
 
-Shapes: L lists, N texts, P pairs, B rows of a forward pass, T positions, D features.
+Shapes: L lists, N texts, P pairs, D features.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algos.ranked_pairs import Pairs
-from rlhf_ray.data.batching import pad_right, token_budget_batches
+from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.ranked_list import RankedList
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
+from rlhf_ray.models.packing import PackedRows, packs
 from rlhf_ray.models.reward_model import Encoded, RewardModel
 
-# Rows of like length go together; smaller pads less, larger has fewer and longer matrix products.
+# Of one forward pass. A larger one leaves the processor's cache.
 FORWARD_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 
@@ -137,16 +138,17 @@ def tokenise_lists(
 
 
 def forwards(
-    model: RewardModel, rows: TokenRows, texts: list[int], *, pad_id: int
-) -> Iterator[tuple[list[int], Encoded]]:
-    """Forward passes of `texts`: which of them (places in `texts`), and what came out.
+    model: RewardModel, rows: TokenRows, texts: list[int]
+) -> Iterator[tuple[list[int], PackedRows, Encoded]]:
+    """Forward passes of `texts`: which of them (places in `texts`), as rows, and what came out.
 
-    One forward a text: texts of like length share a batch, whatever list they belong to.
+    One forward a text: texts of like length share a pass, whatever list they belong to.
     """
-    device = model.head.weight.device
-    for picked in token_budget_batches(rows.lengths[texts], FORWARD_TOKENS[device.type]):
-        input_ids_BT, mask_BT = pad_right([rows.token_ids[texts[i]] for i in picked], pad_id)
-        yield picked, model.encode(input_ids_BT.to(device), mask_BT.to(device))
+    device, packed = model.head.weight.device, packs(model.backbone)
+    budget = FORWARD_TOKENS[device.type]
+    for picked in token_budget_batches(rows.lengths[texts], budget, packed=packed):
+        together = PackedRows.of([rows.token_ids[texts[i]] for i in picked], device)
+        yield picked, together, model.encode(together)
 
 
 def in_order(parts_ND: list[Tensor], picked: list[list[int]]) -> Tensor:
@@ -155,20 +157,20 @@ def in_order(parts_ND: list[Tensor], picked: list[list[int]]) -> Tensor:
     return torch.cat(parts_ND)[order.argsort()]
 
 
-def scores_of(model: RewardModel, rows: TokenRows, texts: list[int], *, pad_id: int) -> Tensor:
+def scores_of(model: RewardModel, rows: TokenRows, texts: list[int]) -> Tensor:
     """Raw scores [len(texts)] in the order of `texts`, with gradient where it is on."""
     parts, picked = [], []
-    for some, encoded in forwards(model, rows, texts, pad_id=pad_id):
+    for some, _, encoded in forwards(model, rows, texts):
         parts.append(model.score_features(encoded.features_BD))
         picked.append(some)
     return in_order(parts, picked)
 
 
 @torch.inference_mode()
-def score_all(model: RewardModel, rows: TokenRows, *, pad_id: int) -> Tensor:
+def score_all(model: RewardModel, rows: TokenRows) -> Tensor:
     """Raw scores float32 [N] of all rows, on the CPU; dropout off."""
     was_training = model.training
     model.eval()
-    scores_N = scores_of(model, rows, list(range(len(rows))), pad_id=pad_id).cpu()
+    scores_N = scores_of(model, rows, list(range(len(rows)))).cpu()
     model.train(was_training)
     return scores_N

@@ -53,12 +53,12 @@ class Verdict:
         return asdict(self)
 
 
-def evaluate_lists(model: RewardModel, data: RankedData, *, pad_id: int) -> dict[str, float]:
+def evaluate_lists(model: RewardModel, data: RankedData) -> dict[str, float]:
     """How well `model` orders `data`; the metrics of `algos/ranking_metrics.py`. Dropout off.
 
     Ties of the model count as wrong.
     """
-    return list_metrics(score_all(model, data.rows, pad_id=pad_id), data)
+    return list_metrics(score_all(model, data.rows), data)
 
 
 def list_metrics(scores_N: Tensor, data: RankedData) -> dict[str, float]:

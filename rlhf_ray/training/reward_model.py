@@ -119,7 +119,6 @@ class RewardTraining:
             self._optimizer,
             self.data,
             settings,
-            pad_id=tokenizer.pad_token_id,
             views=views,
             seed=seed,
         )
@@ -136,8 +135,7 @@ class RewardTraining:
 
     def scores(self, lists: list[RankedList]) -> Tensor:
         """Raw scores of all responses of `lists`, float32, by the weights that compute."""
-        pad_id = self._tokenizer.pad_token_id
-        return score_all(self._optimizer.compute, self._rows(lists).rows, pad_id=pad_id)
+        return score_all(self._optimizer.compute, self._rows(lists).rows)
 
     def judge(self, heldout: list[RankedList]) -> Verdict:
         """The `Verdict` on lists set apart."""
@@ -153,8 +151,8 @@ class RewardTraining:
     def _evaluate(self) -> tuple[float, Row]:
         if not len(self._heldout):
             return 0.0, {}
-        compute, pad_id = self._optimizer.compute, self._tokenizer.pad_token_id
-        metrics = evaluate_lists(compute, self._heldout, pad_id=pad_id)
+        compute = self._optimizer.compute
+        metrics = evaluate_lists(compute, self._heldout)
         return metrics["heldout/pair_accuracy"], metrics
 
     def _meta(self, step: RewardStep, config: Config) -> MetaStep:

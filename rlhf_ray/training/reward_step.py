@@ -5,7 +5,7 @@ responses + β·contrastive. The lists (pairs, tokens, features) of the whole st
 denominators, so that its split into forward passes and graphs changes nothing; only the contrastive
 loss compares texts of one graph with each other.
 
-Shapes: N texts, P pairs, L lists, B rows, T positions, D features.
+Shapes: N texts, P pairs, L lists, D features.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rlhf_ray.algos.ranking import comparison_loss
 from rlhf_ray.config import RM
-from rlhf_ray.data.batching import pad_right
 from rlhf_ray.data.tokenise import TokenRows
-from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
-from rlhf_ray.models.reward_model import Encoded, RewardModel
+from rlhf_ray.models.logprobs import HeadShape
+from rlhf_ray.models.reward_model import RewardModel
+from rlhf_ray.training.language_loss import nll_sum
 from rlhf_ray.training.ranked_data import Comparisons, RankedData, forwards, in_order
 from rlhf_ray.training.supervised import MasterAdamW, StepSums, fill
 from rlhf_ray.training.views import Views
@@ -61,11 +61,10 @@ class RewardStep:
         data: RankedData,
         settings: RM,
         *,
-        pad_id: int,
         views: Views | None = None,
         seed: int = 0,
     ) -> None:
-        self.optimizer, self.data, self.pad_id = optimizer, data, pad_id
+        self.optimizer, self.data = optimizer, data
         self._settings, self._views = settings, views
         self._rng = np.random.default_rng([seed, 2])
         if settings.label_smoothing and bool((data.target_P < 1).any()):
@@ -133,13 +132,17 @@ class RewardStep:
         best = set(self.data.best_of(lists)) if self._settings.lm_coef else set()
         parts, picked, nll = [], [], None
         model, every = self.optimizer.compute, list(range(len(texts)))
-        for some, encoded in forwards(model, rows, every, pad_id=self.pad_id):
+        for some, packed, encoded in forwards(model, rows, every):
             parts.append(encoded.features_BD.float())
             picked.append(some)
-            chosen = [row for row, i in enumerate(some) if texts[i] in best]
-            if chosen:
-                held = [texts[some[row]] for row in chosen]
-                part = nll_sum(model, encoded, self.data.rows, chosen, held)
+            trained = {
+                place: self.data.rows.trained_mask(texts[i])
+                for place, i in enumerate(some)
+                if texts[i] in best
+            }
+            if trained:
+                head, shape = model.aside["lm_head"], HeadShape.of(model.backbone.config)
+                part = nll_sum(encoded.hidden_ND, packed, trained, head, shape)
                 nll = part if nll is None else nll + part
         return in_order(parts, picked), nll
 
@@ -177,29 +180,6 @@ def thinned(rows: TokenRows, texts: list[int], share: float, rng: np.random.Gene
         keep[[0, -1]] = True
         kept.append(row[keep])
     return TokenRows(kept, np.zeros(len(kept), np.int64), 0)
-
-
-def nll_sum(
-    model: RewardModel, encoded: Encoded, rows: TokenRows, chosen: list[int], texts: list[int]
-) -> Tensor:
-    """Σ over rows `chosen` of a forward pass, which hold `texts`, of −log p of their responses.
-
-    The head is the language model's own; logits are made for trained positions alone.
-    """
-    hidden_BTD = encoded.hidden_BTD
-    trained = [rows.trained_mask(n)[1:].astype(np.int32) for n in texts]
-    predicts_RT, _ = pad_right(trained, 0)
-    row_N, position_N = predicts_RT.nonzero(as_tuple=True)
-    device, width = hidden_BTD.device, hidden_BTD.shape[1]
-    rows_R = torch.tensor(chosen)
-    index_N = (rows_R[row_N] * width + position_N).to(device)
-    logprobs_N, _ = response_logprobs(
-        take_positions(hidden_BTD, index_N),
-        model.aside["lm_head"],
-        encoded.input_ids_BT.flatten()[index_N + 1],
-        shape=HeadShape.of(model.backbone.config),
-    )
-    return -logprobs_N.sum()
 
 
 def _terms(compared: Comparisons, reduction: str) -> int:

@@ -13,18 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
-from rlhf_ray.data.batching import pad_right, token_budget_batches
+from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.texts import Text, load_texts, split_texts, with_template
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
-from rlhf_ray.models.attention import use_short_attention
 from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
-from rlhf_ray.models.logprobs import HeadShape, response_logprobs, take_positions
+from rlhf_ray.models.logprobs import HeadShape
 from rlhf_ray.models.norms import use_short_norms
+from rlhf_ray.models.packing import PackedRows, hidden_states, packs, use_packing
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from rlhf_ray.training.language_loss import nll_sum
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.supervised import MasterAdamW, Row, Schedule, StepSums, epochs_of, fill, fit
 
-# Rows of like length go together; smaller pads less, larger has fewer and longer matrix products.
+# Of one forward pass. A larger one leaves the processor's cache.
 MICRO_TOKENS = 2048
 
 
@@ -52,7 +53,6 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     check_length(model, config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
-    pad_id = tokenizer.pad_token_id
 
     optimizer = MasterAdamW(
         model.to(place),
@@ -65,12 +65,12 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
         return fill(rng.permutation(len(rows)).tolist(), lengths, config.sft.batch_tokens)
 
     def run_step(step_rows: list[int]) -> StepSums:
-        return sft_step(optimizer, rows, step_rows, pad_id=pad_id)
+        return sft_step(optimizer, rows, step_rows)
 
     def evaluate() -> tuple[float, Row]:
         if not len(heldout_rows):
             return 0.0, {}
-        loss = heldout_loss(optimizer.compute, heldout_rows, pad_id=pad_id)
+        loss = heldout_loss(optimizer.compute, heldout_rows)
         return -loss, {"heldout/loss_lm": loss, "heldout/perplexity": math.exp(min(loss, 700.0))}
 
     steps = epochs_of(batches, config.sft.epochs, config.run.seed)
@@ -96,13 +96,13 @@ def base_model(
     else:
         tokenizer = make_tokenizer((t.prompt + t.response for t in texts), wanted.vocab)
         model = make_decoder(tokenizer, wanted.hidden, wanted.layers, config.run.seed)
-    use_short_attention(model)
     use_short_norms(model)
+    use_packing(model)
     return tokenizer, model
 
 
 def sft_step(
-    optimizer: MasterAdamW[PreTrainedModel], rows: TokenRows, step_rows: list[int], *, pad_id: int
+    optimizer: MasterAdamW[PreTrainedModel], rows: TokenRows, step_rows: list[int]
 ) -> StepSums:
     """Forward and backward of one optimizer step: the mean loss over all its trained tokens.
 
@@ -110,8 +110,8 @@ def sft_step(
     """
     tokens = sum(int(rows.trained_mask(row)[1:].sum()) for row in step_rows)
     total = 0.0
-    for picked in token_budget_batches(rows.lengths[step_rows], MICRO_TOKENS):
-        loss_sum = nll_sum(optimizer.compute, rows, [step_rows[i] for i in picked], pad_id=pad_id)
+    for picked in _micro_batches(optimizer.compute, rows.lengths[step_rows]):
+        loss_sum = _nll_sum(optimizer.compute, rows, [step_rows[i] for i in picked])
         optimizer.backward(loss_sum / max(1, tokens))
         total += float(loss_sum.detach())
     return StepSums(
@@ -121,39 +121,31 @@ def sft_step(
 
 
 @torch.inference_mode()
-def heldout_loss(model: PreTrainedModel, rows: TokenRows, *, pad_id: int) -> float:
+def heldout_loss(model: PreTrainedModel, rows: TokenRows) -> float:
     """Mean negative log-likelihood of a trained token, in nats; dropout off."""
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0
-    for picked in token_budget_batches(rows.lengths, MICRO_TOKENS):
-        total += float(nll_sum(model, rows, picked, pad_id=pad_id))
+    for picked in _micro_batches(model, rows.lengths):
+        total += float(_nll_sum(model, rows, picked))
         tokens += sum(int(rows.trained_mask(row)[1:].sum()) for row in picked)
     model.train(was_training)
     return total / max(1, tokens)
 
 
-def nll_sum(model: PreTrainedModel, rows: TokenRows, picked: list[int], *, pad_id: int) -> Tensor:
-    """Sum over rows and trained tokens of −log p(token | those before it), float32.
-
-    Padding is on the right, where a causal model never looks, so no mask is given; logits are made
-    for trained positions alone.
-    """
-    device = next(model.parameters()).device
-    input_ids_BT, _ = pad_right([rows.token_ids[row] for row in picked], pad_id)
-    trained_BT, _ = pad_right([rows.trained_mask(row).astype(np.int32) for row in picked], 0)
-    input_ids_BT, trained_BT = input_ids_BT.to(device), trained_BT.to(device).bool()
-    hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    predicts_BT = torch.zeros_like(trained_BT)
-    predicts_BT[:, :-1] = trained_BT[:, 1:]
-    index_N = predicts_BT.flatten().nonzero()[:, 0]
-    logprobs_N, _ = response_logprobs(
-        take_positions(hidden_BTD, index_N),
+def _nll_sum(model: PreTrainedModel, rows: TokenRows, picked: list[int]) -> Tensor:
+    packed = PackedRows.of([rows.token_ids[row] for row in picked], model.device)
+    return nll_sum(
+        hidden_states(model.base_model, packed),
+        packed,
+        {place: rows.trained_mask(row) for place, row in enumerate(picked)},
         model.get_output_embeddings(),
-        input_ids_BT.flatten()[index_N + 1],
-        shape=HeadShape.of(model.config),
+        HeadShape.of(model.config),
     )
-    return -logprobs_N.sum()
+
+
+def _micro_batches(model: PreTrainedModel, lengths: np.ndarray) -> list[list[int]]:
+    return token_budget_batches(lengths, MICRO_TOKENS, packed=packs(model.base_model))
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_tokens: int) -> TokenRows:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_ray.config import PPO
 from rlhf_ray.learners.build import build_learner, critic_from_reward_model
 from rlhf_ray.learners.group import Group
+from rlhf_ray.models.packing import PackedRows
 from rlhf_ray.models.reward_model import Calibration, RewardModel, write_calibration
 from rlhf_ray.models.tiny import make_tokenizer
 from tests.learners.ranks import CPU, Ranks
@@ -68,7 +69,7 @@ def test_built_from_directories_and_back(tmp_path: Path) -> None:
     with torch.no_grad():
         hidden_D = reward.backbone(input_ids=ids_BL).last_hidden_state[0, 2]
         want = (reward.head(hidden_D) - 2.0) / 4.0
-        torch.testing.assert_close(warm.critic(ids_BL, index_N), want)
+        torch.testing.assert_close(warm.critic(PackedRows(ids_BL[0], (3,)), index_N), want)
     warm.update(0, table())
     warm.save_policy(out)
     assert AutoTokenizer.from_pretrained(out)("some text").input_ids

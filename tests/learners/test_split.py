@@ -83,9 +83,10 @@ def test_row_order_of_the_table_changes_nothing() -> None:
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
     ranks=st.integers(1, 5),
     budget=st.integers(1, 120),
+    packed=st.booleans(),
 )
 def test_shares_and_micro_batches_hold_every_row_once(
-    lengths: list[int], ranks: int, budget: int
+    lengths: list[int], ranks: int, budget: int, packed: bool
 ) -> None:
     parts = shares(range(len(lengths)), lengths, ranks)
     assert sorted(chain(*parts)) == list(range(len(lengths)))
@@ -97,7 +98,13 @@ def test_shares_and_micro_batches_hold_every_row_once(
     batches = [
         list(
             micro_batches(
-                rollouts, range(len(lengths)), rank=r, ranks=ranks, budget=budget, device=CPU
+                rollouts,
+                range(len(lengths)),
+                rank=r,
+                ranks=ranks,
+                budget=budget,
+                packed=packed,
+                device=CPU,
             )
         )
         for r in range(ranks)

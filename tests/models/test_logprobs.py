@@ -26,6 +26,7 @@ from transformers import (
 from rlhf_ray.models import logprobs as room
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs
+from rlhf_ray.models.packing import PackedRows, use_packing
 
 LLAMA = {
     "vocab_size": 50,
@@ -64,10 +65,11 @@ def make(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("rows_a_chunk", [3, 7])
 def test_equal_to_the_models_own_logits(
-    name: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+    name: str, temperature: float, rows_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(room.CHUNK_BYTES, "cpu", 4 * 50 * 3)  # three rows a chunk
+    monkeypatch.setitem(room.CHUNK_BYTES, "cpu", 4 * 50 * rows_a_chunk)
     model = make(name)
     actor = Actor(model)
     check_head(actor)
@@ -84,7 +86,8 @@ def test_equal_to_the_models_own_logits(
     want_grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    out = actor(ids_BL[:, :-1], index_N, targets_N, temperature=temperature, entropy=True)
+    rows = PackedRows(ids_BL[:, :-1].flatten(), (6, 6, 6))
+    out = actor(rows, index_N, targets_N, temperature=temperature, entropy=True)
     (out.logprobs_N * weights_N).sum().backward()
     torch.testing.assert_close(out.logprobs_N, want_N, rtol=0, atol=1e-5)
     entropy_N = -(want_NV.exp() * want_NV).sum(1)
@@ -95,20 +98,21 @@ def test_equal_to_the_models_own_logits(
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "bloom"])
-def test_what_pads_a_row_never_matters(name: str) -> None:
+def test_what_a_row_meets_never_matters(name: str) -> None:
     actor = Actor(make(name))
+    use_packing(actor.model)
     critic = Critic(actor.model.base_model, value_head_for(actor.model))
     torch.nn.init.normal_(critic.value_head.weight)
-    short = torch.randint(1, 50, (1, 5), generator=torch.Generator().manual_seed(2))
-    index_N, targets_N = torch.tensor([2, 3, 4]), torch.tensor([7, 8, 9])
+    ids_N = torch.randint(1, 50, (16,), generator=torch.Generator().manual_seed(2))
+    index_N, targets_N = torch.tensor([5, 6, 7]), torch.tensor([7, 8, 9])
+    alone = PackedRows(ids_N[3:8], (5,))
+    together = PackedRows(ids_N, (3, 5, 8))
     with torch.no_grad():
-        want_N = actor(short, index_N, targets_N, temperature=1.0).logprobs_N
-        values_N = critic(short, index_N)
-        for pad in (0, 3, 49):
-            padded = torch.cat([short, torch.full((1, 8), pad)], 1)
-            found_N = actor(padded, index_N, targets_N, temperature=1.0).logprobs_N
-            torch.testing.assert_close(found_N, want_N, rtol=0, atol=1e-5)
-            torch.testing.assert_close(critic(padded, index_N), values_N, rtol=0, atol=1e-5)
+        want_N = actor(alone, index_N - 3, targets_N, temperature=1.0).logprobs_N
+        found_N = actor(together, index_N, targets_N, temperature=1.0).logprobs_N
+        torch.testing.assert_close(found_N, want_N, rtol=0, atol=1e-5)
+        values_N = critic(alone, index_N - 3)
+        torch.testing.assert_close(critic(together, index_N), values_N, rtol=0, atol=1e-5)
 
 
 def test_a_head_that_is_not_known_is_refused() -> None:
@@ -132,7 +136,9 @@ def test_temperature_must_be_positive() -> None:
 def test_no_tokens_give_no_log_probabilities_and_zero_gradients() -> None:
     actor = Actor(make("qwen2"))
     nothing = torch.empty(0, dtype=torch.int64)
-    out = actor(torch.zeros(1, 1, dtype=torch.int64), nothing, nothing, temperature=1.0)
+    out = actor(
+        PackedRows(torch.zeros(1, dtype=torch.int64), (1,)), nothing, nothing, temperature=1.0
+    )
     out.logprobs_N.sum().backward()
     assert out.logprobs_N.shape == (0,)
     assert all(p.grad is None or not p.grad.any() for p in actor.parameters())

@@ -51,27 +51,25 @@ def disturb(model: RewardModel) -> RewardModel:
 @pytest.mark.parametrize("kind", ["qwen2", "bloom"])
 def test_at_step_0_it_is_the_base(kind: str) -> None:
     plain = RewardModel(backbone(kind), "mean").eval()
-    torch.testing.assert_close(
-        with_lora(kind).score(IDS, MASK), plain.score(IDS, MASK), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(with_lora(kind)(IDS, MASK), plain(IDS, MASK), atol=1e-6, rtol=0)
 
 
 def test_merged_equals_unmerged_and_the_unmerged_stays() -> None:
     model = disturb(with_lora())
-    before = model.score(IDS, MASK)
-    assert (before - with_lora().score(IDS, MASK)).abs().max() > 1e-2
+    before = model(IDS, MASK)
+    assert (before - with_lora()(IDS, MASK)).abs().max() > 1e-2
     whole = RewardModel(backbone(), "mean")
     whole.head.load_state_dict(model.head.state_dict())
     whole.backbone = merged(model.backbone)
     assert not has_adapter(whole.backbone) and has_adapter(model.backbone)
-    torch.testing.assert_close(whole.eval().score(IDS, MASK), before, atol=1e-5, rtol=1e-5)
-    assert torch.equal(model.score(IDS, MASK), before)
+    torch.testing.assert_close(whole.eval()(IDS, MASK), before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model(IDS, MASK), before)
 
 
 def test_train_and_eval_leave_the_weights_alone() -> None:
     model = disturb(with_lora())
-    before = model.score(IDS, MASK)
-    assert torch.equal(model.train().eval().score(IDS, MASK), before)
+    before = model(IDS, MASK)
+    assert torch.equal(model.train().eval()(IDS, MASK), before)
 
 
 def trained_names(model: RewardModel) -> set[str]:
@@ -95,8 +93,8 @@ def test_alpha_over_rank_is_the_scale() -> None:
     plain = RewardModel(backbone(), "mean").eval()
     once, twice = disturb(with_lora(alpha=1e-3)), disturb(with_lora(alpha=2e-3))
     plain.head.load_state_dict(once.head.state_dict())
-    base = plain.score(IDS, MASK)
-    step, double = once.score(IDS, MASK) - base, twice.score(IDS, MASK) - base
+    base = plain(IDS, MASK)
+    step, double = once(IDS, MASK) - base, twice(IDS, MASK) - base
     torch.testing.assert_close(double, 2 * step, atol=2e-6, rtol=2e-2)
 
 
@@ -106,23 +104,23 @@ def test_saved_and_loaded_it_scores_the_same(apart: bool, bias: str, tmp_path: P
     backbone().save_pretrained(tmp_path / "base")
     model = RewardModel.from_backbone(tmp_path / "base", "last")
     model.add_lora(rank=2, alpha=4.0, bias=bias)
-    scores = disturb(model.eval()).score(IDS, MASK)
+    scores = disturb(model.eval())(IDS, MASK)
     model.save_pretrained(tmp_path / "rm", base=tmp_path / "base" if apart else None)
     files = {path.name for path in (tmp_path / "rm").rglob("*")}
     assert ("model.safetensors" in files) != ("adapter_model.safetensors" in files) == apart
     again = RewardModel.from_pretrained(tmp_path / "rm")
     if apart:
-        assert torch.equal(again.score(IDS, MASK), scores)
+        assert torch.equal(again(IDS, MASK), scores)
         whole = RewardModel.from_pretrained(tmp_path / "rm", merge=True)
         assert not has_adapter(whole.backbone)
         again = whole
-    torch.testing.assert_close(again.score(IDS, MASK), scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again(IDS, MASK), scores, atol=1e-5, rtol=1e-5)
 
 
 def test_in_bfloat16_it_is_still_the_base_at_step_0() -> None:
     model = cast_parameters(with_lora(), torch.bfloat16)
     plain = cast_parameters(RewardModel(backbone(), "mean").eval(), torch.bfloat16)
-    assert torch.equal(model.score(IDS, MASK), plain.score(IDS, MASK))
+    assert torch.equal(model(IDS, MASK), plain(IDS, MASK))
 
 
 def test_errors_say_what_to_do() -> None:

@@ -88,11 +88,11 @@ ROWS = [[5, 9, 13, 2], [7, 3], [11, 12, 5, 6, 21, 30, 2], [4]]
 @pytest.mark.parametrize(("name", "pooling"), CASES)
 def test_padding_changes_no_score(name: str, pooling: str) -> None:
     model = model_of(name, pooling)
-    alone = torch.cat([model.score(*batch([row], 0, 0, PAD)) for row in ROWS])
+    alone = torch.cat([model(*batch([row], 0, 0, PAD)) for row in ROWS])
     assert alone.dtype == torch.float32
     assert alone.unique().numel() == len(ROWS)
     for left, right in ((0, 0), (0, 5), (5, 0), (3, 2)):
-        scores = model.score(*batch(ROWS, left, right, PAD))
+        scores = model(*batch(ROWS, left, right, PAD))
         torch.testing.assert_close(scores, alone, atol=2e-5, rtol=2e-5)
 
 
@@ -108,8 +108,8 @@ def test_padding_changes_no_score(name: str, pooling: str) -> None:
 def test_what_stands_in_the_padding_does_not_matter(rows, left, right, filler) -> None:
     model = model_of("llama", "mean")
     torch.testing.assert_close(
-        model.score(*batch(rows, left, right, filler)),
-        model.score(*batch(rows, 0, 0, PAD)),
+        model(*batch(rows, left, right, filler)),
+        model(*batch(rows, 0, 0, PAD)),
         atol=2e-5,
         rtol=2e-5,
     )
@@ -122,13 +122,13 @@ def test_scores_follow_the_definition_of_the_pooling() -> None:
         hidden = model.backbone(input_ids=ids).last_hidden_state[0]
         features = hidden[2] if pooling == "last" else (hidden[0] + hidden[1] + hidden[2]) / 3
         expected = (features * model.head.weight[0]).sum() + model.head.bias[0]
-        torch.testing.assert_close(model.score(ids, mask)[0], expected.detach())
+        torch.testing.assert_close(model(ids, mask)[0], expected.detach())
     for pooling in ("cls", "pooler"):
         model = model_of("bert", pooling)
         out = model.backbone(input_ids=ids)
         features = out.last_hidden_state[0, 0] if pooling == "cls" else out.pooler_output[0]
         expected = (features * model.head.weight[0]).sum() + model.head.bias[0]
-        torch.testing.assert_close(model.score(ids, mask)[0], expected.detach())
+        torch.testing.assert_close(model(ids, mask)[0], expected.detach())
 
 
 @pytest.mark.parametrize(("name", "pooling"), [("llama", "mean"), ("bert", "pooler")])
@@ -139,7 +139,7 @@ def test_saved_and_loaded_scores_are_equal_to_the_bit(
     model.save_pretrained(tmp_path)
     inputs = batch(ROWS, 0, 0, PAD)
     loaded = RewardModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded.score(*inputs), model.score(*inputs))
+    assert torch.equal(loaded(*inputs), model(*inputs))
     assert loaded.pooling == pooling and not loaded.training
     backbone = AutoModel.from_pretrained(tmp_path)
     assert type(backbone) is type(model.backbone)
@@ -153,9 +153,9 @@ def test_bfloat16_scores_are_close(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     half = RewardModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     inputs = batch(ROWS, 0, 0, PAD)
-    scores = half.score(*inputs)
+    scores = half(*inputs)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, model.score(*inputs), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(scores, model(*inputs), atol=0.05, rtol=0.05)
 
 
 def test_the_head_starts_as_it_should() -> None:
@@ -181,7 +181,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`pooler`, and GPT2Model has no pooler: set rm.pooling"):
         RewardModel(BACKBONES["gpt2"](), "pooler")
     with pytest.raises(ValueError, match=r"row 1 has no attended token"):
-        model_of("gpt2", "mean").score(torch.ones(2, 3).long(), torch.tensor([[1] * 3, [0] * 3]))
+        model_of("gpt2", "mean")(torch.ones(2, 3).long(), torch.tensor([[1] * 3, [0] * 3]))
     with pytest.raises(ValueError, match=r"holds no reward model .*jobs/rm.py"):
         RewardModel.from_pretrained(tmp_path)
 

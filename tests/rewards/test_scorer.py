@@ -60,7 +60,7 @@ def by_hand(path: Path, text: str, prompt: str = "") -> float:
     reward, tokenizer = RewardModel.from_pretrained(path), load_tokenizer(path)
     ids = [i for part in (prompt, text) for i in tokenizer(part)["input_ids"]]
     ids_BT = torch.tensor([[*ids, tokenizer.eos_token_id]])
-    return reward.score(ids_BT, torch.ones_like(ids_BT)).item()
+    return reward(ids_BT, torch.ones_like(ids_BT)).item()
 
 
 def test_scores_are_those_of_the_model(model: Path) -> None:

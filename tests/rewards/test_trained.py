@@ -37,7 +37,7 @@ def reward(directory: Path, tokenizer) -> TrainedReward:
 def alone(reward: TrainedReward, ids: list[int]) -> float:
     """The model on one row without any padding."""
     row = torch.tensor([ids])
-    return float(reward._model.score(row, torch.ones_like(row))[0])
+    return reward._model(row, torch.ones_like(row)).item()
 
 
 def test_each_score_is_that_of_its_row_alone(reward: TrainedReward, tokenizer) -> None:

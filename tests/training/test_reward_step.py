@@ -26,7 +26,6 @@ LISTS = [
     RankedList("prompt ", ("poor and long, long", "fine"), (2, 1), "x", 2),
 ]
 TOKENIZER = make_tokenizer([text for one in LISTS for text in one.responses], vocab=300)
-PAD = TOKENIZER.pad_token_id
 PLAIN = RM()
 
 
@@ -44,7 +43,7 @@ def run(lists: list[RankedList], settings: RM, views: Views | None = None):
         model.aside["prototypes"] = views.prototypes
     optimizer = MasterAdamW(model, dtype=torch.float32)
     data = tokenise_lists(TOKENIZER, lists, max_tokens=32)
-    step = RewardStep(optimizer, data, settings, pad_id=PAD, views=views)
+    step = RewardStep(optimizer, data, settings, views=views)
     return step(list(range(len(lists)))), model
 
 
@@ -155,7 +154,7 @@ def test_every_kind_of_backbone_trains(name: str, lora: bool) -> None:
     optimizer = MasterAdamW(model, dtype=torch.bfloat16)
     data = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
     rows = dataclasses.replace(data.rows, token_ids=[row % 39 + 1 for row in data.rows.token_ids])
-    step = RewardStep(optimizer, dataclasses.replace(data, rows=rows), PLAIN, pad_id=0)
+    step = RewardStep(optimizer, dataclasses.replace(data, rows=rows), PLAIN)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     losses = []
     for _ in range(16):
@@ -240,7 +239,7 @@ def samples_file(tmp_path: Path) -> Path:
 def meta_step(samples_file: Path, eta: float, dtype: torch.dtype = torch.float32):
     optimizer = MasterAdamW(model_with_head(), dtype=dtype)
     data = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
-    step = RewardStep(optimizer, data, PLAIN, pad_id=PAD)
+    step = RewardStep(optimizer, data, PLAIN)
     samples = read_samples(samples_file, TOKENIZER, max_tokens=32)
     return optimizer, MetaStep(step, samples, MetaRM(samples="x", eta=eta, prompts=2), seed=0)
 
@@ -283,7 +282,7 @@ def test_eta_0_is_a_plain_step(samples_file: Path, dtype: torch.dtype) -> None:
     sums = step([0, 1])
     plain = MasterAdamW(model_with_head(), dtype=dtype)
     data = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
-    expected = RewardStep(plain, data, PLAIN, pad_id=PAD)([0, 1])
+    expected = RewardStep(plain, data, PLAIN)([0, 1])
     assert sums == expected
     for ours, theirs in zip(optimizer.masters, plain.masters, strict=True):
         assert (ours.grad is None) == (theirs.grad is None)

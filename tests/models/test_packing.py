@@ -1,0 +1,169 @@
+"""Rows end to end against the same rows one at a time, and attention against its formula."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    Qwen2Config,
+    Qwen2Model,
+)
+
+from rlhf_ray.models import attention
+from rlhf_ray.models.attention import blocks_of, packed_attention
+from rlhf_ray.models.packing import PackedRows, hidden_states, packs, use_packing
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+BERT = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
+MODELS = {
+    "llama": lambda: LlamaModel(LlamaConfig(**SHAPE)),
+    "qwen2": lambda: Qwen2Model(Qwen2Config(**SHAPE)),
+    "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
+    "mistral, window of 6": lambda: MistralModel(MistralConfig(**SHAPE, sliding_window=6)),
+    "bloom": lambda: BloomModel(BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)),
+    "bert": lambda: BertModel(BertConfig(**BERT)),
+}
+PADDED = ("bloom", "bert")  # their own attention; every position sees every other
+LENGTHS = (3, 40, 9, 1, 33, 34, 9)
+
+
+def make(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def rows_of(lengths: tuple[int, ...]) -> PackedRows:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return PackedRows(torch.randint(1, 50, (sum(lengths),), generator=generator), lengths)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_gradients_are_those_of_each_row_alone(name: str) -> None:
+    model, rows = make(name), rows_of(LENGTHS)
+    direction_ND = torch.randn(sum(LENGTHS), 32)
+
+    def gradients(hidden_ND: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        (hidden_ND * direction_ND).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone = [model(input_ids=ids[None]) for ids in rows.ids_N.split(LENGTHS)]
+    want_ND = torch.cat([out.last_hidden_state[0] for out in alone])
+    want = gradients(want_ND)
+    use_packing(model)
+    assert packs(model) == (name not in PADDED)
+    found_ND = hidden_states(model, rows)
+    torch.testing.assert_close(found_ND, want_ND, rtol=1e-4, atol=1e-5)
+    for found, wanted in zip(gradients(found_ND), want, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral, window of 6"])
+def test_in_bfloat16_it_is_as_near_to_float32_as_padding_is(name: str) -> None:
+    model, rows = make(name), rows_of(LENGTHS)
+    exact_ND = hidden_states(model, rows).detach()
+    half = model.bfloat16()
+    padded_ND = hidden_states(half, rows).detach().float()
+    use_packing(half)
+    packed_ND = hidden_states(half, rows).detach().float()
+    assert packs(half)
+    assert (packed_ND - exact_ND).abs().mean() < 1.5 * (padded_ND - exact_ND).abs().mean()
+
+
+def oracle(q_HTD: np.ndarray, k_GTD: np.ndarray, v_GTD: np.ndarray, window: int) -> np.ndarray:
+    out_HTD = np.zeros_like(q_HTD)
+    share = len(q_HTD) // len(k_GTD)
+    for h, q_TD in enumerate(q_HTD):
+        for t, q_D in enumerate(q_TD):
+            seen = slice(max(0, t - window + 1), t + 1)
+            logits = k_GTD[h // share, seen] @ q_D / np.sqrt(len(q_D))
+            weights = np.exp(logits - logits.max())
+            out_HTD[h, t] = weights / weights.sum() @ v_GTD[h // share, seen]
+    return out_HTD
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    groups=st.sampled_from([1, 2, 4]),
+    window=st.sampled_from([None, 1, 5, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    longest=st.sampled_from([16, 512]),
+)
+def test_attention_equals_the_formula_row_by_row(lengths, groups, window, dtype, longest) -> None:
+    torch.manual_seed(sum(lengths))
+    total = sum(lengths)
+    query = torch.randn(1, 4, total, 8, dtype=dtype)
+    key, value = torch.randn(2, 1, groups, total, 8, dtype=dtype)
+    layout = blocks_of(lengths, CPU)
+    before, attention.LONGEST = attention.LONGEST, longest
+    out, _ = packed_attention(
+        torch.nn.Module(), query, key, value, None, blocks=layout, sliding_window=window
+    )
+    attention.LONGEST = before
+    ends = np.cumsum(lengths)
+    for last, length in zip(ends, lengths, strict=True):
+        row = slice(last - length, last)
+        parts = [x[0, :, row].double().numpy() for x in (query, key, value)]
+        want = oracle(*parts, window or total).transpose(1, 0, 2)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.04
+        np.testing.assert_allclose(out[0, row].double(), want, atol=tolerance, rtol=tolerance)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40))
+def test_blocks_hold_every_token_once_and_pad_to_less_than_twice(lengths) -> None:
+    blocks = blocks_of(sorted(lengths), CPU)
+    assert [b.tokens.start for b in blocks] == [0, *(b.tokens.stop for b in blocks[:-1])]
+    assert blocks[-1].tokens.stop == sum(lengths)
+    assert sum(b.rows for b in blocks) == len(lengths)
+    for block in blocks:
+        tokens = block.tokens.stop - block.tokens.start
+        area = block.rows * block.longest
+        assert area < 2 * tokens or block.longest <= attention.SHORTEST
+        if block.places_n is None:
+            assert tokens == area
+        else:
+            assert len(set(block.places_n.tolist())) == tokens and block.places_n.max() < area
+
+
+def test_padding_is_taken_away_on_either_side() -> None:
+    ids = torch.tensor([[0, 0, 7, 8], [5, 0, 0, 0], [0, 4, 0, 0]])
+    rows = PackedRows.of_padded(ids, torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]]))
+    assert rows.ids_N.tolist() == [7, 8, 5, 0, 4] and rows.lengths == (2, 2, 1)
+    ids_BL, mask_BL = rows.padded(9)
+    assert ids_BL.tolist() == [[7, 8], [5, 0], [4, 9]]
+    assert mask_BL.tolist() == [[True, True], [True, True], [True, False]]
+
+
+def test_a_model_that_packing_would_change_stays_padded() -> None:
+    model = make("llama")
+    # What no attention can undo: a layer that mixes neighbouring positions.
+    model.layers[0].mlp.register_forward_hook(lambda _, __, out: out + out.roll(1, dims=1))
+    use_packing(model)
+    assert not packs(model)
+
+
+def test_a_saved_config_does_not_name_it(tmp_path) -> None:
+    model = make("gpt2")
+    use_packing(model)
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
