@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
@@ -72,13 +73,12 @@ class Exporter:
     def probes(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], list[float]]]:
         """(token ids, log-probabilities of all but the first) of each sequence on rank 0, else [].
 
-        In float32 at temperature 1, one sequence at a time: what any engine with these weights
-        must give.
+        In float32 at temperature 1: what any engine with these weights must give.
         """
-        found = []
+        if not sequences:
+            return []
         with self._float32_actor() as actor:
-            if actor is not None:
-                found = [(list(ids), self._probe(actor, ids)) for ids in sequences]
+            found = [] if actor is None else self._logprobs(actor, sequences)
         return found if self.group.rank == 0 else []
 
     def save_policy(self, directory: str | Path) -> None:
@@ -92,12 +92,20 @@ class Exporter:
                 _copy_tokenizer(self._source, directory)
         self.group.barrier()
 
-    def _probe(self, actor: Actor, ids: Sequence[int]) -> list[float]:
-        tokens_L = torch.tensor(ids, device=self.group.device)
-        index_N = torch.arange(len(ids) - 1, device=self.group.device)
-        rows = PackedRows(tokens_L[:-1], (len(ids) - 1,))
-        out = actor(rows, index_N, tokens_L[1:], temperature=1.0)
-        return out.logprobs_N.tolist()
+    def _logprobs(
+        self, actor: Actor, sequences: Sequence[Sequence[int]]
+    ) -> list[tuple[list[int], list[float]]]:
+        tokens = [np.asarray(ids) for ids in sequences]
+        rows = PackedRows.of([ids[:-1] for ids in tokens], self.group.device)
+        targets_N = torch.from_numpy(np.concatenate([ids[1:] for ids in tokens]))
+        out = actor(
+            rows,
+            torch.arange(len(targets_N), device=self.group.device),
+            targets_N.to(self.group.device),
+            temperature=1.0,
+        )
+        parts = out.logprobs_N.cpu().split(rows.lengths)
+        return [(list(ids), part.tolist()) for ids, part in zip(sequences, parts, strict=True)]
 
     @contextlib.contextmanager
     def _float32_actor(self) -> Iterator[Actor | None]:
