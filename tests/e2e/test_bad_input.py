@@ -63,12 +63,10 @@ def test_a_context_that_the_model_lacks_is_refused(new_run: Make):
     refused(done, "data.max_prompt_tokens 100000", "lower one of the two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "expected"),
-    [
-        ("raises", "the polite-o-meter is out of order"),
-        pytest.param("nowhere", "nowhere", marks=pytest.mark.slow),
-    ],
+    [("raises", "the polite-o-meter is out of order"), ("nowhere", "nowhere")],
 )
 def test_a_reward_function_that_fails_ends_the_run_with_its_cause(
     new_run: Make, tmp_path: Path, function: str, expected: str

@@ -84,6 +84,7 @@ def test_strength_is_measured_then_used(
     assert "holds a measurement already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_samples_of_a_policy_serve_meta_training_and_calibration(
     ray_address: str, world: tuple[Path, Path], tmp_path: Path
 ) -> None:
