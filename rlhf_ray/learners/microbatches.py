@@ -82,15 +82,10 @@ def micro_batches(
     A collective waits for every rank, so each must make the same number of passes.
     """
     lengths = rollouts.input_lengths
-    cuts = [
-        [
-            [share[i] for i in batch]
-            for batch in token_budget_batches(
-                [lengths[row] for row in share], budget, packed=packed
-            )
-        ]
-        for share in shares(rows, lengths, ranks)
-    ]
+    cuts = []
+    for share in shares(rows, lengths, ranks):
+        batches = token_budget_batches([lengths[row] for row in share], budget, packed=packed)
+        cuts.append([[share[i] for i in batch] for batch in batches])
     mine = cuts[rank]
     for i in range(max(len(cut) for cut in cuts)):
         yield _micro_batch(rollouts, mine[i] if i < len(mine) else [], device)
