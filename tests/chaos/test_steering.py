@@ -22,7 +22,7 @@ def serving(found: dict[str, Any]) -> list[str]:
     return [
         actor["name"]
         for actor in found.get("actors", [])
-        if actor["role"] == "generator" and actor["state"] in ("serving", "stale")
+        if actor["role"] == "generator" and actor["version"]  # it may be loading the next
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running.jobs import STEPS, TINY, fingerprint, succeed, wait_for
+from tests.running.jobs import STEPS, TINY, fingerprint, processes_with, succeed, wait_for
 
 # All ports are the tests' own: another Ray on this machine has the usual ones.
 PORT, DASHBOARD, METRICS, AGENT, CLIENT = range(26379, 26384)
@@ -95,17 +95,23 @@ def base(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def new_run(base: Path, tmp_path: Path) -> Callable[[str], tuple[Path, tuple[str, ...]]]:
-    """Makes a run that starts from `base`: its directory, and the flags that name it."""
+def new_run(base: Path, tmp_path: Path) -> Iterator[Callable[[str], tuple[Path, tuple[str, ...]]]]:
+    """Makes a run that starts from `base`: its directory, and the flags that name it.
+
+    A run that is still going on when its test has ended, because the test failed, is killed.
+    """
 
     def make(name: str) -> tuple[Path, tuple[str, ...]]:
         directory = tmp_path / name
         directory.mkdir()
         for part in ("sft", "reward"):
             shutil.copytree(base / part, directory / part)
-        return directory, (f"--run.root={tmp_path}", f"--run.name={name}")
+        return directory, (root, f"--run.name={name}")
 
-    return make
+    root = f"--run.root={tmp_path}"
+    yield make
+    for process in processes_with(root):
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -110,3 +110,9 @@ def actor_processes(role: str = "") -> list[psutil.Process]:
         if re.match(rf"ray::{role.title()}\w*Actor", title):
             found.append(process)
     return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+def processes_with(argument: str) -> list[psutil.Process]:
+    """Living processes that were started with this argument."""
+    processes = psutil.process_iter(["cmdline"])
+    return [process for process in processes if argument in (process.info["cmdline"] or ())]
