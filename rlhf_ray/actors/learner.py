@@ -24,7 +24,7 @@ from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, Probe, pack
 
-GIVE_BACK_EVERY = 8  # updates; the next one then takes its memory anew, a twentieth of its time
+GIVE_BACK_EVERY = 8  # updates: the one after it has to take its memory anew
 
 
 @dataclass(frozen=True, slots=True)

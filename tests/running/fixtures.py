@@ -8,8 +8,10 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.running.jobs import STEPS, TINY, fingerprint, processes_with, succeed, wait_for
@@ -111,7 +113,8 @@ def new_run(base: Path, tmp_path: Path) -> Iterator[Callable[[str], tuple[Path, 
     root = f"--run.root={tmp_path}"
     yield make
     for process in processes_with(root):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            process.kill()
 
 
 @pytest.fixture(scope="session")
