@@ -26,6 +26,7 @@ from rlhf_ray import cli
 from rlhf_ray.config import (
     PPO,
     Checkpoint,
+    Cluster,
     Config,
     Data,
     Evaluate,
@@ -66,6 +67,8 @@ class Options:
     """Optimizer steps of a pass."""
     critic: Literal["separate", "shared"] = PPO.critic
     """A model of its own, or a head on the policy's trunk."""
+    learners: int = 1
+    """Ranks of the learner group, each with all weights."""
     updates: int = 5
     """Updates; the first is not counted."""
     eos: bool = False
@@ -93,7 +96,9 @@ def make_config(options: Options, root: str) -> Config:
             minibatches=options.minibatches,
             critic=options.critic,
             micro_batch_tokens=options.micro_batch_tokens,
+            shard_weights=False,
         ),
+        cluster=Cluster(learners=options.learners),
         checkpoint=Checkpoint(every=NEVER),
         evaluate=Evaluate(every=NEVER, prompts=16),
     )

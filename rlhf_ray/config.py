@@ -406,6 +406,9 @@ class PPO:
     """Cap of the truncated importance weight when `max_staleness` > 0."""
     micro_batch_tokens: int = 16_384
     """Tokens of one forward and backward pass of a rank."""
+    shard_weights: bool = True
+    """Each of several ranks holds a part of the weights and of Adam's moments (FSDP2). False: each
+    holds them all, which is faster where they fit; gradients alone are summed."""
 
     def __post_init__(self) -> None:
         total = self.prompts * self.samples

@@ -1,8 +1,9 @@
 """What a generator's process must have in its environment before it imports its engine."""
 
-# oneDNN keeps the code of a matrix product for each shape, 1,024 of them by default. Rows that lie
-# end to end have a new shape in nearly every pass: a tiny engine grew by 280 MB in 170 iterations.
-ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# bfloat16 products: oneDNN keeps the code of each shape and torch's layer above it a description,
+# 1,024 of either by default, in every process 300 MB in all. Rows that lie end to end have a new
+# shape in nearly every pass, so that without a bound each process grows for hundreds of iterations.
+ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
 def vllm_environment(threads: int) -> dict[str, str]:

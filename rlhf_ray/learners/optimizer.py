@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.sharding import Slice, Weights
 
 
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) without decay, float32, on the masters of one module."""
 
-    def __init__(self, weights: Weights, group: Group, *, lr: float, eps: float) -> None:
+    def __init__(self, weights: Weights, *, lr: float, eps: float) -> None:
         self.weights = weights
-        self.group = group
         self._slices = weights.slices()
         self._adam = torch.optim.AdamW(
             [s.local for s in self._slices], lr=lr, eps=eps, weight_decay=0.0, fused=True
@@ -28,8 +26,7 @@ class Optimizer:
     def norm_and_grads(self) -> tuple[Tensor, list[Tensor]]:
         """(norm of the gradient over all ranks, this rank's gradients)."""
         grads = self.weights.collect_grads()
-        norms = torch.stack(torch._foreach_norm(grads))
-        return self.group.sum(norms.double().square().sum()).sqrt(), grads
+        return self.weights.norm(grads), grads
 
     def step(self, grads: list[Tensor], *, norm: float, max_norm: float) -> None:
         """One step with gradients scaled down to `max_norm` where their norm is above it."""

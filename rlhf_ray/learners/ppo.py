@@ -74,17 +74,17 @@ class PPOLearner:
         )
 
     def _make_optimizer(self, actor: Actor, critic: Critic | None, dtype: torch.dtype) -> None:
-        eps = self.settings.adam_eps
+        eps, shard = self.settings.adam_eps, self.settings.shard_weights
         self.actor, self.critic = actor.eval(), critic
         names = tied_names(actor.model)
-        weights = own(actor, group=self.group, dtype=dtype)
+        weights = own(actor, group=self.group, dtype=dtype, shard=shard)
         self.exporter = Exporter(actor, weights, names, self.group, dtype=dtype, source=self.source)
-        self.policy_optimizer = Optimizer(weights, self.group, lr=self.settings.lr, eps=eps)
+        self.policy_optimizer = Optimizer(weights, lr=self.settings.lr, eps=eps)
         self.critic_optimizer = None
         if critic is not None:
-            weights = own(critic.eval(), group=self.group, dtype=dtype)
+            weights = own(critic.eval(), group=self.group, dtype=dtype, shard=shard)
             rate = self.settings.critic_lr
-            self.critic_optimizer = Optimizer(weights, self.group, lr=rate, eps=eps)
+            self.critic_optimizer = Optimizer(weights, lr=rate, eps=eps)
 
     def update(self, step: int, table: pa.Table) -> dict[str, float]:
         """Learn from one iteration's joined rollouts; returns the metrics of docs/metrics.md.

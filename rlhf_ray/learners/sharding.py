@@ -1,8 +1,8 @@
 """Where parameters lie: float32 masters that the optimizer moves, and what is computed with.
 
-Two ways behind one interface. `Whole`: one rank holds all, computes in bfloat16 copies, and adds
-gradients up in float32. `Sharded`: FSDP2 over N ranks. (One rank could use FSDP2 as well, but it
-casts and copies every parameter in every forward and backward pass; `Whole` does so once a step.)
+Two ways behind one interface. `Whole`: each rank holds all, computes in bfloat16 copies, and adds
+gradients up in float32, over ranks once a step. `Sharded`: FSDP2, for models that do not fit into
+one rank; it gathers and casts every parameter in every forward and backward pass.
 """
 
 import contextlib
@@ -33,6 +33,8 @@ class Weights(Protocol):
     """A module's parameters on this rank."""
 
     module: nn.Module
+    kept: bool
+    """Whether this rank's slices go into a checkpoint: no rank before it holds them."""
 
     def slices(self) -> list[Slice]:
         """The float32 masters, always in the same order, tied parameters once."""
@@ -40,6 +42,10 @@ class Weights(Protocol):
 
     def collect_grads(self) -> list[Tensor]:
         """float32 gradients since the last call, one a slice: sums over micro-batches and ranks."""
+        ...
+
+    def norm(self, grads: list[Tensor]) -> Tensor:
+        """√Σ g² over the whole module, from every rank's gradients; float64, no dimension."""
         ...
 
     def publish(self) -> None:
@@ -51,21 +57,23 @@ class Weights(Protocol):
         ...
 
 
-def own(module: nn.Module, *, group: Group, dtype: torch.dtype) -> Weights:
-    """Take over a float32 module on its way to training in `dtype`."""
+def own(module: nn.Module, *, group: Group, dtype: torch.dtype, shard: bool) -> Weights:
+    """Take over a float32 module on its way to training in `dtype`; shard: over several ranks."""
     module.to(group.device)
-    return Whole(module, dtype=dtype) if group.size == 1 else Sharded(module, group, dtype=dtype)
+    cut = shard and group.size > 1
+    return Sharded(module, group, dtype=dtype) if cut else Whole(module, group, dtype=dtype)
 
 
 class Whole:
-    """All of a module on one rank.
+    """All of a module on each rank.
 
     Masters, gradients and compute copies are one flat buffer each, so that clearing, casting and
     norms are single passes over memory.
     """
 
-    def __init__(self, module: nn.Module, *, dtype: torch.dtype) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
+        self.module, self._group = module, group
+        self.kept = group.rank == 0
         self.names, self.parameters = _trainable(module)
         self._master = torch.cat([p.detach().float().flatten() for p in self.parameters])
         self._grad = torch.zeros_like(self._master)
@@ -100,7 +108,11 @@ class Whole:
             if not touched:
                 self._grads[i].zero_()
         self._touched = [False] * len(self._touched)
+        self._group.sum(self._grad)
         return self._grads
+
+    def norm(self, grads: list[Tensor]) -> Tensor:
+        return _sum_of_squares(grads).sqrt()
 
     def publish(self) -> None:
         if self._compute is not self._master:
@@ -126,8 +138,8 @@ class Sharded:
     """FSDP2: each rank keeps its rows of every parameter, in float32."""
 
     def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
-        self.module = module
-        self._size = group.size
+        self.module, self._group = module, group
+        self.kept = True
         half = dtype != torch.float32
         policy = MixedPrecisionPolicy(
             param_dtype=dtype if half else None,
@@ -156,9 +168,12 @@ class Sharded:
                 grads.append(torch.zeros_like(_dtensor(parameter).to_local()))
             else:
                 # FSDP2 averages over ranks; the losses are parts of one sum.
-                grads.append(_dtensor(parameter.grad).to_local().mul_(self._size))
+                grads.append(_dtensor(parameter.grad).to_local().mul_(self._group.size))
             parameter.grad = None
         return grads
+
+    def norm(self, grads: list[Tensor]) -> Tensor:
+        return self._group.sum(_sum_of_squares(grads)).sqrt()
 
     def publish(self) -> None:
         """Nothing to do: FSDP2 gathers the masters at each forward pass."""
@@ -166,6 +181,10 @@ class Sharded:
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             yield name, _dtensor(parameter).full_tensor()
+
+
+def _sum_of_squares(grads: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(grads)).double().square().sum()
 
 
 def _dtensor(x: Tensor) -> DTensor:

@@ -32,7 +32,7 @@ def save(
     scalars: Mapping[str, Any],
     group: Group,
 ) -> None:
-    """Write this rank's rows of all optimizers, and on rank 0 the root. All ranks take part.
+    """Write the rows that this rank keeps, and on rank 0 the root. All ranks take part.
 
     Args:
         optimizers: by role, such as `policy`.
@@ -40,7 +40,8 @@ def save(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    held = {key: (slice_, x) for key, slice_, x in _tensors(optimizers)}
+    mine = {role: found for role, found in optimizers.items() if found.weights.kept}
+    held = {key: (slice_, x) for key, slice_, x in _tensors(mine)}
     stem = f"rank-{group.rank:05d}"
     data = directory / f"{stem}.safetensors"
     try:

@@ -1,5 +1,6 @@
 """The policy on its way out: tied names, probes, a directory that transformers loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,23 +20,23 @@ SETTINGS = PPO(prompts=8, epochs=1, minibatches=2, lr=1e-3, critic_lr=1e-3, crit
 SEQUENCES = ((1, 2, 3, 4, 5), (9, 8, 7))
 
 
-def exported(group: Group, dtype: torch.dtype, directory: str):
-    one = learner(settings=SETTINGS, group=group, dtype=dtype)
+def exported(group: Group, dtype: torch.dtype, directory: str, shard: bool):
+    one = learner(settings=replace(SETTINGS, shard_weights=shard), group=group, dtype=dtype)
     one.update(0, table())
     tensors = {name: x.clone() for name, x in one.export("float32")}
     one.save_policy(directory)
     return tensors, one.probes(SEQUENCES)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "shard"), [(1, True), (2, True), (2, False)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_leaves_is_one_model(
-    tmp_path: Path, two_ranks: Ranks, ranks: int, dtype: torch.dtype
+    tmp_path: Path, two_ranks: Ranks, ranks: int, shard: bool, dtype: torch.dtype
 ) -> None:
     if ranks == 1:
-        tensors, probes = exported(Group(CPU), dtype, str(tmp_path))
+        tensors, probes = exported(Group(CPU), dtype, str(tmp_path), shard)
     else:
-        (tensors, probes), nothing = two_ranks.run(exported, dtype, str(tmp_path))
+        (tensors, probes), nothing = two_ranks.run(exported, dtype, str(tmp_path), shard)
         assert nothing == ({}, []), "rank 0 alone gets it"
     own = tiny_lm().state_dict()
     assert {name: x.shape for name, x in tensors.items()} == {n: x.shape for n, x in own.items()}

@@ -46,9 +46,15 @@ def test_micro_batches_and_ranks_change_nothing(kind: str, two_ranks: Ranks) -> 
         )
         for tokens in (1, 60)
     }
-    first, second = two_ranks.run(one_update, settings, critic)
-    assert first[1] == second[1], "metrics are the same on every rank"
-    for split, (found, found_stats) in {**splits, "two ranks": first}.items():
+    for shard in (True, False):
+        sharded = dataclasses.replace(settings, shard_weights=shard)
+        first, second = two_ranks.run(one_update, sharded, critic)
+        assert first[1] == second[1], "metrics are the same on every rank"
+        splits[f"two ranks, {shard=}"] = first
+        if not shard:
+            for name in whole:
+                assert torch.equal(first[0][name], second[0][name]), f"ranks went apart: {name}"
+    for split, (found, found_stats) in splits.items():
         for name, want in whole.items():
             torch.testing.assert_close(found[name], want, rtol=0, atol=5e-6, msg=f"{split} {name}")
         assert found_stats == pytest.approx(stats, rel=2e-4, abs=2e-5), split

@@ -1,6 +1,7 @@
 """Checkpoints: resumed bit for bit, at another number of ranks, damage named."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, dtype: torch.d
         assert torch.equal(parameters(second)[name], want), name
 
 
-def save_after_two(group: Group, directory: str) -> None:
-    trained(range(2), group=group).save(directory)
+def save_after_two(group: Group, directory: str, shard: bool) -> None:
+    found = learner(settings=replace(SETTINGS, shard_weights=shard), group=group)
+    trained(range(2), onto=found).save(directory)
 
 
-def go_on(group: Group, directory: str) -> dict[str, torch.Tensor]:
-    found = learner(settings=SETTINGS, group=group)
+def go_on(group: Group, directory: str, shard: bool) -> dict[str, torch.Tensor]:
+    found = learner(settings=replace(SETTINGS, shard_weights=shard), group=group)
     found.load(directory)
     return parameters(trained(range(2, 3), onto=found))
 
 
+@pytest.mark.parametrize("shard", [True, False])
 @pytest.mark.parametrize(("writers", "readers"), [(2, 1), (1, 2), (2, 2)])
 def test_resumes_at_another_number_of_ranks(
-    tmp_path: Path, two_ranks: Ranks, writers: int, readers: int
+    tmp_path: Path, two_ranks: Ranks, writers: int, readers: int, shard: bool
 ) -> None:
     def on(size: int, function: Callable[..., Any]) -> Any:
         if size == 1:
-            return function(Group(CPU), str(tmp_path))
-        return two_ranks.run(function, str(tmp_path))[0]
+            return function(Group(CPU), str(tmp_path), shard)
+        return two_ranks.run(function, str(tmp_path), shard)[0]
 
     want = parameters(trained(range(3)))
     on(writers, save_after_two)
@@ -67,17 +70,23 @@ def test_resumes_at_another_number_of_ranks(
         torch.testing.assert_close(found[name], want[name], rtol=0, atol=5e-6)
 
 
-def rows_held(group: Group, directory: str) -> dict[str, int]:
-    learner(settings=SETTINGS, group=group).save(directory)
+def rows_held(group: Group, directory: str, shard: bool) -> dict[str, int]:
+    settings = replace(SETTINGS, shard_weights=shard)
+    learner(settings=settings, group=group).save(directory)
     file = load_file(Path(directory) / f"rank-{group.rank:05d}.safetensors")
     return {name: len(x) for name, x in file.items()}
 
 
 def test_no_rank_holds_the_whole_optimizer(tmp_path: Path, two_ranks: Ranks) -> None:
-    first, second = two_ranks.run(rows_held, str(tmp_path))
+    first, second = two_ranks.run(rows_held, str(tmp_path), True)
     assert first.keys() == second.keys()
     name = "policy/exp_avg/model.model.embed_tokens.weight"
     assert first[name] == second[name] == 16
+
+
+def test_what_every_rank_holds_is_written_once(tmp_path: Path, two_ranks: Ranks) -> None:
+    first, second = two_ranks.run(rows_held, str(tmp_path), False)
+    assert first["policy/exp_avg/model.model.embed_tokens.weight"] == 32 and second == {}
 
 
 @pytest.mark.parametrize("file", ["learner.json", "rank-00000.json", "rank-00000.safetensors"])
