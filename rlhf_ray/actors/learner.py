@@ -19,12 +19,10 @@ from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
-from rlhf_ray.learners.group import Group, give_back_memory, set_up_torch
+from rlhf_ray.learners.group import Group, set_up_torch
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, Probe, pack
-
-GIVE_BACK_EVERY = 8  # updates: the one after it has to take its memory anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +109,6 @@ class LearnerActor:
         table, self._table = self._table, None
         began = time.monotonic()
         stats = self._learner.update(step, table)
-        if step % GIVE_BACK_EVERY == 0:
-            give_back_memory()
         seconds = {"time/fetch": self._fetch_seconds, "time/update": time.monotonic() - began}
         return stats | _component_means(table) | seconds
 

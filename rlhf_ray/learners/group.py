@@ -81,12 +81,6 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def give_back_memory() -> None:
-    """Return what is free to the system. Passes of ever other lengths leave holes in the heap."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def leave(groups: Sequence[Group]) -> None:
     """End the process group, if one was joined."""
     if any(group.size > 1 for group in groups) and dist.is_initialized():
