@@ -94,7 +94,7 @@ class Cluster:
         except LearnersLost as lost:
             self.version = Version(incarnation, 0)
             self._rebuild(lost)
-        self.reactor.pump_until(lambda: self.pool.serving() > 0)
+        self.persist(lambda: self.reactor.pump_until(lambda: self.pool.serving() > 0))
 
     def shutdown(self) -> None:
         """End every actor of the run."""
@@ -108,7 +108,9 @@ class Cluster:
     def steps(self) -> Iterator[int]:
         """The steps still to do; goes back by itself after a return to a checkpoint."""
         while self.step < self.config.ppo.iterations and not self._stopped:
-            self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
+            self.persist(
+                lambda: self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
+            )
             yield self.step
 
     @contextmanager
@@ -118,6 +120,14 @@ class Cluster:
             yield
         except LearnersLost as lost:
             self._rebuild(lost)
+
+    def persist(self, call: Callable[[], None]) -> None:
+        """Outside of a step: `call`, from its beginning again after a loss of the learner group."""
+        while True:
+            try:
+                return call()
+            except LearnersLost as lost:
+                self._rebuild(lost)
 
     def rest(self) -> None:
         """Where it is asked for, generators give their GPU's memory up until the next version."""
@@ -163,12 +173,7 @@ class Cluster:
 
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a plain transformers directory, whoever dies meanwhile."""
-        while True:
-            try:
-                self.learners.save_policy(directory)
-                return
-            except LearnersLost as lost:
-                self._rebuild(lost)
+        self.persist(lambda: self.learners.save_policy(directory))
 
     def sample(self, split: int, step: int, prompts: int) -> list[dict[str, Any]]:
         """One scored response to each of the first `prompts` prompts of a split, to look at."""

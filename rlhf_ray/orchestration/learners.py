@@ -215,8 +215,14 @@ class LearnerGroup:
             )
 
     def _on_beat(self, rank: Rank, outcome: Outcome) -> None:
-        """End a rank that is silent: who waits for what it owes hears of its death then."""
+        """End a rank that is silent: who waits for what it owes hears of its death then.
+
+        While nothing is owed, LearnersLost goes to whatever the driver waits for. It may be waiting
+        for generators, and they for a version that died with the rank's node.
+        """
         rank.beating = False
         if isinstance(outcome.error, Late):
             self._log(f"{rank.name} is silent for {self._deadlines.silent:.0f} s: it is ended")
             ray.kill(rank.actor, no_restart=True)
+        elif isinstance(outcome.error, RayActorError) and not self._doing:
+            raise LearnersLost(f"{rank.name} died while idle: {outcome.error}")

@@ -6,22 +6,31 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.nodes import kill, several_nodes
-from tests.chaos.running import IMPATIENT, check, start_struck
+from tests.chaos.running import IMPATIENT, check, notes, start_struck
+from tests.chaos.strikes import STOP, Strike
 from tests.running.jobs import STEPS, TINY, fingerprint, rows, wait_for
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 
 
+# A generator that is stopped leaves the driver waiting for rollouts and the learner idle.
+WAITING = Strike("generator", "generator generates", 48, STOP, delay=0.005)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_node_killed_with_everything_on_it(undisturbed: str, new_run: Make):
+@pytest.mark.parametrize("strikes", [[], [WAITING]], ids=["at any time", "while the learner idles"])
+def test_a_node_killed_with_everything_on_it(
+    undisturbed: str, new_run: Make, strikes: list[Strike]
+):
     run, place = new_run("struck")
     with several_nodes() as nodes:
         first = nodes.add(cpus=2)
         flags = (*place, *TINY, *IMPATIENT, f"--ppo.iterations={STEPS}")
-        driver = start_struck(run, [], flags)
+        driver = start_struck(run, strikes, flags)
         wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 3)
         nodes.add(cpus=2)
+        wait_for(lambda: len(notes(run, "struck")) == len(strikes), seconds=60)
         kill(first)
         assert driver.wait(timeout=240) == 0, (run / "log").read_text()[-3000:]
         check(run, STEPS)
