@@ -4,7 +4,8 @@
     rank-00000.json                index of one rank's tensors: whole shape, first row, rows
     rank-00000.safetensors         these rows of parameters and Adam's moments, float32
 
-No rank holds another's rows, in writing or in reading; nothing is pickled. Checksums are xxh3-64.
+Of sharded weights no rank holds another's rows, in writing or in reading; whole ones are written by
+rank 0 alone. Nothing is pickled. Checksums are xxh3-64.
 """
 
 import json

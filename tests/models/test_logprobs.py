@@ -29,6 +29,7 @@ from rlhf_ray.models import logprobs as room
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs
 from rlhf_ray.models.packing import PackedRows, use_packing
+from tests.running.jobs import ROOT
 
 LLAMA = {
     "vocab_size": 50,
@@ -150,6 +151,7 @@ def head_memory(tokens: int, vocab: int) -> int:
     """`head_memory.peak_bytes` in a process of its own, where freed blocks leave it at once."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.head_memory", str(tokens), str(vocab)],
+        cwd=ROOT,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         stdout=subprocess.PIPE,
         text=True,
