@@ -61,9 +61,11 @@ fi
 # Bytecode now, on all cores: otherwise every actor of the first run compiles the same modules, and
 # where PYTHONDONTWRITEBYTECODE is set every process of every run does (13 s each for vLLM and torch).
 say "bytecode"
-rare='/tests?/|/anthropic/|/sklearn/|/fontTools/|/kubernetes_validate/|/torch/testing/|/pip/'
-rare+='|/transformers/models/(?!(auto|bert|bloom|gpt2|llama|mistral|qwen2|qwen3|roberta)/)'
-"$venv/bin/python" -m compileall -qq -j 0 -x "$rare" "$venv/lib/python3.11/site-packages" ||
+rare='/tests?/|/anthropic/|/fontTools/|/kubernetes_validate/|/pip/'
+rare+='|/torch/testing/_internal/(?!common_dtype|logging_tensor)'
+rare+='|/transformers/models/(?!__init__|(auto|bert|bloom|encoder_decoder|gemma|gpt2|llama|mistral)/'
+rare+='|(qwen2|qwen3|qwen3_5|roberta|t5|whisper)/)'
+"$venv/bin/python" -m compileall -qq -j 0 -x "$rare" "$venv/lib/python3.11/site-packages" rlhf_ray ||
     true # some packages carry templates that are not Python
 "$venv/bin/python" -c 'import torch, ray' || die "the installed packages do not import"
 printf '%s' "$stamp" > "$venv/.installed"

@@ -25,13 +25,34 @@ IMPATIENT = (
 def run_struck(
     run: Path, place: Sequence[str], flags: Sequence[str], strikes: Sequence[Strike], *, limit: int
 ) -> None:
-    """Run with strikes to its end, resumed where the driver itself was struck."""
-    code = _drive(run, strikes, [*place, *flags], limit)
-    if any(note["struck"]["role"] == DRIVER for note in notes(run, "struck")):
+    """Run with strikes to its end, resumed after each that the driver itself is struck by.
+
+    A resumed driver counts the occurrences of each point anew.
+    """
+    asked = [*place, *flags]
+    for due in _launches(strikes):
+        before = _drivers_struck(run)
+        code = _drive(run, due, asked, limit)
+        asked = [*place, "--resume"]
+        if _drivers_struck(run) == before:
+            break
         assert code == -signal.SIGKILL, (run / "log").read_text()[-3000:]
         wait_for(lambda: not actor_processes(), seconds=30, why="actors outlive their driver")
-        code = _drive(run, [], [*place, "--resume"], limit)
     assert code == 0, (run / "log").read_text()[-3000:]
+
+
+def _launches(strikes: Sequence[Strike]) -> list[list[Strike]]:
+    """The strikes of each launch of the driver: all up to one that ends it; the last has the rest."""
+    launches: list[list[Strike]] = [[]]
+    for strike in strikes:
+        launches[-1].append(strike)
+        if strike.role == DRIVER:
+            launches.append([])
+    return launches
+
+
+def _drivers_struck(run: Path) -> int:
+    return sum(note["struck"]["role"] == DRIVER for note in notes(run, "struck"))
 
 
 def start_struck(

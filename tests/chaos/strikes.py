@@ -69,10 +69,12 @@ MATRIX = {
         Strike("learner", "learner updates", 3, part_of_update=0.3),
         Strike("generator", "learner updates", 3, part_of_update=0.3),
     ],
-    "driver killed in an update": [Strike(DRIVER, "learner updates", 4, part_of_update=0.5)],
-    "driver killed while it generates": [Strike(DRIVER, "generator generates", 14, delay=0.01)],
-    "driver killed in a save": [Strike(DRIVER, "learner saves", 5, delay=0.003)],
-    "driver killed before a publish": [Strike(DRIVER, "learner publishes", 5)],
+    "driver killed four times": [
+        Strike(DRIVER, "learner updates", 4, part_of_update=0.5),
+        Strike(DRIVER, "generator generates", 14, delay=0.01),
+        Strike(DRIVER, "learner saves", 5, delay=0.003),
+        Strike(DRIVER, "learner publishes", 5),
+    ],
 }
 
 # One case of each class of failure in one run.
