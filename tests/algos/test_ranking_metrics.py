@@ -56,7 +56,7 @@ def test_order_metrics_against_plain_python(lists, coarse):
 
 
 def tau_b_by_hand(x, y):
-    """(concordant − discordant) / √(pairs untied in x · pairs untied in y); 0 where all are tied."""
+    """(concordant − discordant) / √(pairs untied in x · pairs untied in y); 0 where all tie."""
     signs = [
         (np.sign(x[j] - x[i]), np.sign(y[j] - y[i])) for i, j in combinations(range(len(x)), 2)
     ]

@@ -42,7 +42,7 @@ def run_struck(
 
 
 def _launches(strikes: Sequence[Strike]) -> list[list[Strike]]:
-    """The strikes of each launch of the driver: all up to one that ends it; the last has the rest."""
+    """The strikes of each launch of the driver: all up to one that ends it, then the rest."""
     launches: list[list[Strike]] = [[]]
     for strike in strikes:
         launches[-1].append(strike)
