@@ -65,6 +65,10 @@ MATRIX = {
         Strike("learner", "learner updates", 3, part_of_update=0.5),
         Strike("learner", "learner loads", 1, delay=0.001),
     ],
+    "learner killed while idle": [
+        Strike("learner", "generator generates", 1, delay=0.005),  # before the first step
+        Strike("learner", "generator generates", 31, delay=0.005),
+    ],
     "generator and learner killed at once": [
         Strike("learner", "learner updates", 3, part_of_update=0.3),
         Strike("generator", "learner updates", 3, part_of_update=0.3),
