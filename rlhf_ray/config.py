@@ -370,6 +370,9 @@ class PPO:
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""
+    value_head_lr: float = 1e-3
+    """Peak learning rate of the value head on a shared trunk. It starts at zero, and the policy's
+    rate would leave it there."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Constant, or annealed to nothing over `iterations`: a run made longer is another run then."""
     warmup_iterations: int = 0

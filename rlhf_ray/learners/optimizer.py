@@ -1,5 +1,7 @@
 """AdamW over this rank's slices, with the gradient norm taken over all ranks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -7,21 +9,29 @@ from rlhf_ray.learners.sharding import Slice, Weights
 
 
 class Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) without decay, float32, on the masters of one module."""
+    """AdamW (Loshchilov and Hutter 2019) without decay, float32, on the masters of one module.
 
-    def __init__(self, weights: Weights, *, lr: float, eps: float) -> None:
+    lr: the peak rate. apart: what the names of other parameters begin with, and their peak rate.
+    """
+
+    def __init__(
+        self, weights: Weights, *, lr: float, eps: float, apart: Mapping[str, float] | None = None
+    ) -> None:
         self.weights = weights
         self._slices = weights.slices()
-        self._adam = torch.optim.AdamW(
-            [s.local for s in self._slices], lr=lr, eps=eps, weight_decay=0.0, fused=True
-        )
-        self._lr = lr
+        by_rate: dict[float, list[Tensor]] = {lr: []}
+        for slice_ in self._slices:
+            rates = [r for start, r in (apart or {}).items() if slice_.name.startswith(start)]
+            by_rate.setdefault(rates[0] if rates else lr, []).append(slice_.local)
+        self._peaks = tuple(by_rate)
+        groups = [{"params": local, "lr": rate} for rate, local in by_rate.items()]
+        self._adam = torch.optim.AdamW(groups, eps=eps, weight_decay=0.0, fused=True)
 
     def set_lr(self, share: float) -> float:
-        """Learn at this share of the peak rate; returns the rate."""
-        for group in self._adam.param_groups:
-            group["lr"] = self._lr * share
-        return self._lr * share
+        """Learn at this share of the peak rates; returns what that is of `lr`."""
+        for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        return self._peaks[0] * share
 
     def norm_and_grads(self) -> tuple[Tensor, list[Tensor]]:
         """(norm of the gradient over all ranks, this rank's gradients)."""

@@ -79,7 +79,8 @@ class PPOLearner:
         names = tied_names(actor.model)
         weights = own(actor, group=self.group, dtype=dtype, shard=shard)
         self.exporter = Exporter(actor, weights, names, self.group, dtype=dtype, source=self.source)
-        self.policy_optimizer = Optimizer(weights, lr=self.settings.lr, eps=eps)
+        apart = {"value_head.": self.settings.value_head_lr}
+        self.policy_optimizer = Optimizer(weights, lr=self.settings.lr, eps=eps, apart=apart)
         self.critic_optimizer = None
         if critic is not None:
             weights = own(critic.eval(), group=self.group, dtype=dtype, shard=shard)

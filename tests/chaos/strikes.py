@@ -87,6 +87,7 @@ EACH_CLASS = [
     Strike("reward", "scorer scores", 30, KILL, delay=0.002),
     Strike("learner", "learner updates", 6, KILL, part_of_update=0.5),
     Strike("generator", "learner updates", 9, STOP, part_of_update=0.2),
+    Strike(DRIVER, "learner updates", 14, part_of_update=0.5),
 ]
 
 _RATES = {  # occurrences of a point in one iteration

@@ -1,26 +1,16 @@
 """The demonstration, tiny: every file that a run leaves, and what is in it."""
 
 import json
-from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.observe.keys import row_of
-from tests.running.jobs import TINY, actor_processes, job, rows, succeed, summary, wait_for
+from tests.running.jobs import TINY, actor_processes, job, rows, summary, wait_for
 
 
-@pytest.fixture(scope="module")
-def finished(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole run from nothing, and what it printed."""
-    root = tmp_path_factory.mktemp("demo")
-    out = succeed("ppo", f"--run.root={root}", *TINY, "--ppo.iterations=3", "--evaluate.every=2")
-    return root / "demo", out
-
-
-def test_it_leaves_a_whole_run_and_no_process(finished):
-    run, _ = finished
+def test_it_leaves_a_whole_run_and_no_process(demonstration):
+    run, _ = demonstration
     for name in (
         "config.yaml",
         "provenance.json",
@@ -36,8 +26,8 @@ def test_it_leaves_a_whole_run_and_no_process(finished):
     wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
 
 
-def test_the_summary_has_what_people_compare(finished):
-    run, _ = finished
+def test_the_summary_has_what_people_compare(demonstration):
+    run, _ = demonstration
     found = summary(run)
     heldout = found["heldout"]
     assert {"score_before", "score_after", "score_std_before", "kl"} <= heldout.keys()
@@ -54,8 +44,8 @@ def test_the_summary_has_what_people_compare(finished):
     assert {"sft", "rm", "generate", "update"} <= found["phase_seconds"].keys()
 
 
-def test_metrics_are_documented_and_complete(finished):
-    run, _ = finished
+def test_metrics_are_documented_and_complete(demonstration):
+    run, _ = demonstration
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
     for row in rows(run) + rows(run, "sft") + rows(run, "rm"):
         for name in row.keys() - {"phase", "step", "time"}:
@@ -65,8 +55,8 @@ def test_metrics_are_documented_and_complete(finished):
     assert abs(rows(run)[1]["kl/mean_k1"]) < 0.05  # the first rollouts are the reference's own
 
 
-def test_the_policy_is_a_plain_transformers_directory(finished):
-    run, _ = finished
+def test_the_policy_is_a_plain_transformers_directory(demonstration):
+    run, _ = demonstration
     model = AutoModelForCausalLM.from_pretrained(run / "policy")
     tokenizer = AutoTokenizer.from_pretrained(run / "policy")
     start = AutoModelForCausalLM.from_pretrained(run / "sft")
@@ -78,16 +68,16 @@ def test_the_policy_is_a_plain_transformers_directory(finished):
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
 
 
-def test_the_console_shows_progress_and_the_end(finished):
-    run, out = finished
+def test_the_console_shows_progress_and_the_end(demonstration):
+    run, out = demonstration
     for phase in ("sft", "rm", "ppo"):
         assert f"  {phase}  " in out
     for word in ("before", "after", "KL", "tok/s", "left", f"report: {run / 'report.html'}"):
         assert word in out
 
 
-def test_a_second_start_does_not_overwrite(finished):
-    run, _ = finished
+def test_a_second_start_does_not_overwrite(demonstration):
+    run, _ = demonstration
     before = (run / "summary.json").read_text()
     done = job("ppo", f"--run.root={run.parent}", *TINY)
     assert done.code == 2
@@ -96,8 +86,8 @@ def test_a_second_start_does_not_overwrite(finished):
     assert "Traceback" not in done.out
 
 
-def test_provenance_names_data_and_threads(finished):
-    run, _ = finished
+def test_provenance_names_data_and_threads(demonstration):
+    run, _ = demonstration
     found = json.loads((run / "provenance.json").read_text())
     assert found["threads"]
     assert any(path.endswith("lists.tsv") for path in found["data"])

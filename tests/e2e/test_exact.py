@@ -34,6 +34,7 @@ def test_half_and_half_is_the_whole(undisturbed: str, new_run: Make):
     assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_and_resumed_is_the_whole(undisturbed: str, new_run: Make):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 1000))
     print(f"KILL_SEED={seed}")

@@ -57,6 +57,18 @@ def test_only_the_critic_learns_in_warm_up(critic: str) -> None:
     assert "policy/model.model.embed_tokens.weight" in moved
 
 
+def test_a_value_head_on_the_policys_trunk_has_a_rate_of_its_own() -> None:
+    """Adam's first step moves a weight by its rate, or by less where the gradient is tiny."""
+    settings = PPO(prompts=8, epochs=1, minibatches=1, lr=1e-5, value_head_lr=1e-3)
+    one = learner(settings=settings, critic="shared")
+    before = parameters(one)
+    one.update(0, table())
+    moved = {name: float((x - before[name]).abs().max()) for name, x in parameters(one).items()}
+    heads = [name for name in moved if "value_head" in name]
+    assert [moved.pop(name) for name in heads] == pytest.approx([1e-3] * 2, rel=0.01)
+    assert 5e-6 < max(moved.values()) < 1.01e-5
+
+
 def test_the_learning_rate_is_annealed_by_the_step() -> None:
     one = learner(settings=dataclasses.replace(SETTINGS, iterations=4, lr_schedule="linear"))
     rates = [one.update(step, table(step=step))["lr"] for step in range(4)]

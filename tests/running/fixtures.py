@@ -87,13 +87,17 @@ def metrics_page(ray_address: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def base(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demonstration(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demonstration from nothing, tiny: its directory, and what it printed."""
+    root = tmp_path_factory.mktemp("demonstration")
+    out = succeed("ppo", f"--run.root={root}", *TINY, "--ppo.iterations=3", "--evaluate.every=2")
+    return root / "demo", out
+
+
+@pytest.fixture(scope="session")
+def base(demonstration: tuple[Path, str]) -> Path:
     """A run's directory that holds sft/ and reward/ of the demonstration, tiny."""
-    root = tmp_path_factory.mktemp("base")
-    place = (f"--run.root={root}", "--run.name=base")
-    succeed("sft", *place, *TINY)
-    succeed("rm", *place, *TINY)
-    return root / "base"
+    return demonstration[0]
 
 
 @pytest.fixture
