@@ -49,12 +49,15 @@ class Nodes:
         )
         return psutil.Process(process.pid)
 
-    def _alive(self) -> int:
-        """Nodes that Ray counts as active, the head among them."""
+    def status(self) -> str:
+        """What `ray status` says of nodes and demands."""
         ray = str(Path(sys.executable).parent / "ray")
         asked = [ray, "status", f"--address={ADDRESS}"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-        return found.partition("Pending:")[0].count(" node_")
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+
+    def _alive(self) -> int:
+        """Nodes that Ray counts as active, the head among them."""
+        return self.status().partition("Pending:")[0].count(" node_")
 
 
 def kill(node: psutil.Process) -> None:
