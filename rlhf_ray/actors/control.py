@@ -87,26 +87,29 @@ class ControlActor:
             raise ValueError(
                 f"{wanted} generators are asked for where there are {now}; a run needs at least 1"
             )
-        self._wish, self._new = replace(self._wish, generators=wanted, auto=None), False
+        self._change(generators=wanted, auto=None)
         return wanted
 
     def scale_by_itself(self, least: int, most: int) -> None:
         """Let the run decide between `least` and `most` generators."""
-        self._wish, self._new = replace(self._wish, auto=(least, most)), False
+        self._change(auto=(least, most))
 
     def pause(self, paused: bool) -> None:
         """Hold the loop before its next iteration, or let it go on."""
-        self._wish = replace(self._wish, paused=paused)
+        self._change(paused=paused)
 
     def stop(self) -> None:
         """End the run at the next consistent point, resumable."""
-        self._wish = replace(self._wish, stop=True)
+        self._change(stop=True)
 
     def status(self) -> tuple[Report, Wish, Standing]:
         """The driver's last report, what is wished, and this actor itself."""
         here = present()
         mine = Standing("control", "control", "serving", node=here.node, pid=here.pid)
         return self._report, self._wish, mine
+
+    def _change(self, **wishes: Any) -> None:
+        self._wish, self._new = replace(self._wish, **wishes), False
 
 
 def create_control(run: str, generators: int) -> ray.actor.ActorHandle:

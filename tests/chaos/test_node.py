@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.nodes import kill, several_nodes
 from tests.chaos.running import IMPATIENT, check, notes, start_struck
 from tests.chaos.strikes import STOP, Strike
 from tests.running.jobs import STEPS, TINY, fingerprint, wait_for
+from tests.running.nodes import kill, several_nodes
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 

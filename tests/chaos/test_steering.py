@@ -1,6 +1,7 @@
 """A run that is scaled, asked about and stopped while it goes on, by the jobs that users have."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ def serving(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def events_of(run: Path) -> str:
+    """What the run said happened; nothing before the first event."""
+    log = run / "events.log"
+    return log.read_text() if log.exists() else ""
+
+
+def standing_still(run: Path) -> int:
+    """Iterations done, when none was for longer than one takes."""
+    before = len(rows(run))
+    time.sleep(3)
+    return before if len(rows(run)) == before else 0
+
+
 @pytest.mark.slow
 def test_scaled_up_asked_about_stopped_and_resumed(new_run: Make):
     run, place = new_run("steered")
@@ -46,7 +60,7 @@ def test_scaled_up_asked_about_stopped_and_resumed(new_run: Make):
     succeed("scale", "--run=steered", "--generators=auto", "--min=1", "--max=1")
     succeed("stop", "--run=steered")
     assert driver.wait(timeout=60) == 0, (run / "log").read_text()[-3000:]
-    events = (run / "events.log").read_text()
+    events = events_of(run)
     for words in ("1 → 2 generators", "generator-1 serves", "autoscaling between 1 and 1"):
         assert words in events
     done = summary(run)
@@ -56,3 +70,24 @@ def test_scaled_up_asked_about_stopped_and_resumed(new_run: Make):
     more = done["iterations"] + 1
     succeed("ppo", *place, "--resume", f"--ppo.iterations={more}")
     assert [row["step"] for row in rows(run)] == list(range(more + 1))
+
+
+@pytest.mark.slow
+def test_a_learner_killed_while_the_run_is_held(new_run: Make):
+    run, place = new_run("held")
+    driver = start("ppo", *place, *TINY, "--ppo.iterations=2000", log=run / "log")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 2)
+    assert "held: held before its next iteration" in succeed("pause", "--run=held")
+    wait_for(lambda: "paused before the next iteration" in events_of(run))
+    before = wait_for(lambda: standing_still(run))
+    (learner,) = actor_processes("learner")
+    learner.kill()
+    wait_for(lambda: "going back to the last checkpoint" in events_of(run))
+    wait_for(lambda: set(actor_processes("learner")) - {learner})
+    assert len(rows(run)) <= before
+    assert "held: goes on" in succeed("pause", "--run=held", "--go-on")
+    wait_for(lambda: len(rows(run)) > before + 2)
+    succeed("stop", "--run=held")
+    assert driver.wait(timeout=60) == 0, (run / "log").read_text()[-3000:]
+    done = summary(run)
+    assert done["rollouts"]["committed"] == done["rollouts"]["consumed"] == 16 * done["iterations"]

@@ -1,35 +1,15 @@
-"""A node that joins a Ray that is up, by `ray start`."""
+"""Nodes that join a Ray that is up: by `ray start`, and by Ray's own autoscaler."""
 
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.chaos.nodes import several_nodes
+from tests.running.growing import growing_nodes
 from tests.running.jobs import TINY, job, rows, start, succeed, wait_for
+from tests.running.nodes import several_nodes
 
-AGENT = 26482  # the other ports of the tests' Ray are in tests/running/fixtures.py
-
-
-@pytest.fixture
-def joined(ray_address: str) -> Iterator[None]:
-    """A second node of the tests' Ray, joined with `ray start`."""
-    ports = [f"--dashboard-agent-listen-port={AGENT}", "--metrics-export-port=0"]
-    ray = str(Path(sys.executable).parent / "ray")
-    node = subprocess.Popen(
-        [ray, "start", f"--address={ray_address}", "--num-cpus=2", "--block", *ports],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        node.terminate()
-        node.wait(timeout=30)
+LONG = "--ppo.iterations=5000"  # longer than any of these tests
 
 
 def where_two_serve(run: str) -> set[str]:
@@ -41,34 +21,45 @@ def where_two_serve(run: str) -> set[str]:
 
 
 @pytest.mark.slow
-def test_generators_are_spread_over_a_node_that_joined_by_ray_start(joined, new_run):
+def test_generators_are_spread_over_nodes_that_joined_by_ray_start(new_run):
     run, place = new_run("spread")
-    flags = ("--cluster.generators=2", "--ppo.iterations=1000")
-    driver = start("ppo", *place, *TINY, *flags, log=run / "log")
-    try:
-        where = wait_for(lambda: where_two_serve("spread"), why="two generators never served")
-        assert "4 CPUs on 2 nodes" in (run / "log").read_text()
-        assert len(where) == 2
-    finally:
-        driver.send_signal(signal.SIGINT)
-        driver.wait(timeout=60)
-
-
-@pytest.mark.slow
-def test_a_generator_without_room_is_a_demand_that_a_new_node_meets(new_run):
-    """What Ray's autoscaler brings nodes for; here one joins by hand."""
-    run, place = new_run("growing")
+    flags = ("--cluster.generators=2", LONG)
     with several_nodes() as nodes:
-        nodes.add(cpus=1)
-        driver = start("ppo", *place, *TINY, "--ppo.iterations=2000", log=run / "log")
+        nodes.add(cpus=2)
+        nodes.add(cpus=2)
+        driver = start("ppo", *place, *TINY, *flags, log=run / "log")
         try:
-            wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 1)
-            assert "(no resource demands)" in nodes.status()
-            succeed("scale", "--run=growing", "--generators=+1")
-            wait_for(lambda: "pending placement groups" in nodes.status(), why="no demand is seen")
-            nodes.add(cpus=2)
-            where = wait_for(lambda: where_two_serve("growing"), why="two generators never served")
+            where = wait_for(lambda: where_two_serve("spread"), why="two generators never served")
+            assert "4 CPUs on 2 nodes" in (run / "log").read_text()
             assert len(where) == 2
         finally:
             driver.send_signal(signal.SIGINT)
             driver.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_the_autoscaler_of_ray_brings_each_role_its_nodes_and_takes_them_away(new_run):
+    """A kind of node for each role, as in cluster/, and none of them up at the start."""
+    run, place = new_run("growing")
+    kinds = {
+        "generators": {"CPU": 1, "rlhf_generator": 1},
+        "others": {"CPU": 2, "rlhf_learner": 1, "rlhf_scorer": 1},
+    }
+    grows = ("--cluster.role-resources", "--cluster.autoscaling", "--cluster.threads=1")
+    alone = "--cluster.generator-cpus=1"  # on its node
+    with growing_nodes(kinds) as nodes:
+        driver = start("ppo", *place, *TINY, *grows, alone, LONG, log=run / "log")
+        try:
+            wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 1)
+            assert nodes.count("generators") == nodes.count("others") == 1
+            succeed("scale", "--run=growing", "--generators=+1")
+            wait_for(lambda: where_two_serve("growing"), why="two generators never served")
+            assert nodes.count("generators") == 2
+            succeed("scale", "--run=growing", "--generators=-1")
+            wait_for(lambda: nodes.count("generators") == 1, why="the idle node stays")
+            done = len(rows(run))
+            wait_for(lambda: len(rows(run)) > done + 1, why="the run stands still")
+        finally:
+            driver.send_signal(signal.SIGINT)
+            driver.wait(timeout=60)
+        wait_for(lambda: not nodes.count("generators") + nodes.count("others"), why="nodes stay")
