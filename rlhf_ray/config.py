@@ -401,6 +401,9 @@ class PPO:
     """Adapt β so that a response's KL tends to this many nats. None: β stays."""
     kl_horizon: float = 10_000.0
     """Adaptive β: responses over which it reacts."""
+    kl_limit: float | None = None
+    """End with the iteration whose responses are on average more nats than this from the
+    reference, though fewer than `iterations` are done. None: go on."""
     whiten_advantages: bool = True
     """Advantages to mean 0 and deviation 1 over the whole batch (estimators with values)."""
     max_staleness: int = 0

@@ -1,9 +1,10 @@
 """What a generator's process must have in its environment before it imports its engine."""
 
 # bfloat16 products: oneDNN keeps the code of each shape and torch's layer above it a description,
-# 1,024 of either by default, in every process 300 MB in all. Rows that lie end to end have a new
-# shape in nearly every pass, so that without a bound each process grows for hundreds of iterations.
-ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+# 1,024 of either by default, in every process 300 MB in all. Batches have ever new shapes, though
+# models/shapes.py keeps them few, so that without a bound each process grows for hundreds of
+# iterations; with 64 a learner's shapes push each other out.
+ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 
 def vllm_environment(threads: int) -> dict[str, str]:

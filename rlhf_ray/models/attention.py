@@ -35,7 +35,7 @@ class Block:
     Attributes:
         tokens: which of the N tokens are theirs.
         rows, longest: B and L.
-        places_n: int64, each token's place in B·L; None where every row is the longest.
+        places_n: int64, each token's place in B·L; None where every row is as long.
     """
 
     tokens: slice
@@ -44,10 +44,13 @@ class Block:
     places_n: Tensor | None
 
 
-def blocks_of(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
+def blocks_of(
+    lengths: Sequence[int], device: torch.device, *, multiple_of: int = 1
+) -> tuple[Block, ...]:
     """Neighbouring rows in blocks whose padding costs less than what it saves in calls.
 
-    Cost of a block: rows · longest². It is at most twice that of its rows alone, and BLOCK_COST.
+    Cost of a block: rows · longest². It is at most twice that of its rows alone, and BLOCK_COST;
+    then its length is rounded up.
     """
     blocks: list[list[int]] = []
     longest, alone = 0, 0
@@ -58,11 +61,14 @@ def blocks_of(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]
             longest, alone = length, length**2
         blocks[-1].append(length)
     ends = np.cumsum([sum(rows) for rows in blocks]).tolist()
-    return tuple(_block(rows, end, device) for rows, end in zip(blocks, ends, strict=True))
+    return tuple(
+        _block(rows, end, -(-max(rows) // multiple_of) * multiple_of, device)
+        for rows, end in zip(blocks, ends, strict=True)
+    )
 
 
-def _block(lengths: list[int], end: int, device: torch.device) -> Block:
-    tokens, longest = sum(lengths), max(lengths)
+def _block(lengths: list[int], end: int, longest: int, device: torch.device) -> Block:
+    tokens = sum(lengths)
     places_n = None
     if tokens < len(lengths) * longest:
         places = [np.arange(length) + i * longest for i, length in enumerate(lengths)]
@@ -89,7 +95,7 @@ def packed_attention(
     blocks: tuple[Block, ...] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q·kᵀ·scaling + causal mask)·v within each row -> [1, N, H, D].
+    """softmax(q·kᵀ·scaling + causal mask)·v within each row -> [1, N, H, D]; zeros after the last.
 
     transformers' calling convention. Without `blocks`, rows are a batch as usual: SDPA.
     """
@@ -106,6 +112,9 @@ def packed_attention(
         if repeats > 1:
             key, value = (x.repeat_interleave(repeats, dim=0) for x in (key, value))
         parts.append(_unpad(_attend(query, key, value, kwargs), block))
+    _, H, N, D = query_1HND.shape
+    if (end := blocks[-1].tokens.stop) < N:
+        parts.append(query_1HND.new_zeros(H, N - end, D))
     out_HND = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return out_HND.transpose(0, 1)[None], None
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlhf_ray.models.shapes import TOKENS, compiles_each
+
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of float32 logits
 
 
@@ -125,8 +127,14 @@ def response_logprobs(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
-    bias_V = getattr(head, "bias", None)
-    return _Logprobs.apply(hidden_ND, head.weight, bias_V, targets_N, shape, temperature, entropy)
+    bias_V, tokens = getattr(head, "bias", None), len(targets_N)
+    more = -tokens % TOKENS if compiles_each(hidden_ND) else 0
+    if more and tokens + more <= _chunk_rows(hidden_ND, head.weight):
+        hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, more)), F.pad(targets_N, (0, more))
+    logprobs_N, entropies_N = _Logprobs.apply(
+        hidden_ND, head.weight, bias_V, targets_N, shape, temperature, entropy
+    )
+    return logprobs_N[:tokens], entropies_N[:tokens]
 
 
 def _logits(
@@ -152,8 +160,12 @@ def _logits(
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Slices of rows whose float32 logits fit CHUNK_BYTES."""
-    rows = max(1, CHUNK_BYTES[hidden_ND.device.type] // (4 * len(weight_VD)))
+    rows = _chunk_rows(hidden_ND, weight_VD)
     return [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
+
+
+def _chunk_rows(hidden_ND: Tensor, weight_VD: Tensor) -> int:
+    return max(1, CHUNK_BYTES[hidden_ND.device.type] // (4 * len(weight_VD)))
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rlhf_ray.data.batching import pad_flat
 from rlhf_ray.models.attention import NAME, blocks_of, use_packed_attention
 from rlhf_ray.models.indexing import take
 from rlhf_ray.models.loading import is_causal
+from rlhf_ray.models.shapes import LENGTH, TOKENS, compiles_each
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,19 @@ def hidden_states(backbone: Any, rows: PackedRows) -> Tensor:
 
 
 def _packed(backbone: Any, rows: PackedRows) -> Tensor:
-    device = rows.ids_N.device
-    positions = np.concatenate([np.arange(length) for length in rows.lengths])
+    device, tokens = rows.ids_N.device, len(rows.ids_N)
+    rounded = compiles_each(next(backbone.parameters()))
+    more = -tokens % TOKENS if rounded else 0
+    positions = [np.arange(length) for length in (*rows.lengths, more)]
     out = backbone(
-        input_ids=rows.ids_N[None],
-        position_ids=torch.from_numpy(positions)[None].to(device),
+        input_ids=F.pad(rows.ids_N, (0, more))[None],
+        position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
         # Of four dimensions, so that transformers makes none of N·N; the blocks stand for it.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         use_cache=False,
-        blocks=blocks_of(rows.lengths, device),
+        blocks=blocks_of(rows.lengths, device, multiple_of=LENGTH if rounded else 1),
     )
-    return out.last_hidden_state[0]
+    return out.last_hidden_state[0, :tokens]
 
 
 def _padded(backbone: Any, rows: PackedRows) -> Tensor:

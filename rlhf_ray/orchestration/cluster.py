@@ -29,7 +29,7 @@ from rlhf_ray.orchestration.scorers import ScorerPools
 from rlhf_ray.orchestration.steering import Steering
 from rlhf_ray.orchestration.watchdog import Watchdog
 
-LOSSES = 3  # of the learner group without a step done between: after these it would go on for ever
+LOSSES = 3  # of the learner group without a new step between: after these it would go on for ever
 SILENCES = 3  # heartbeat timeouts after which learners and scorers are taken for dead
 
 
@@ -70,7 +70,8 @@ class Cluster:
         self._generators = plan.generators
         self._steering: Steering
         self.step, self.version = 0, Version(0, 0)
-        self._losses, self._stopped = 0, False
+        self._losses, self._furthest = 0, 0
+        self._stopped, self._kl = False, 0.0
 
     # Start and end
 
@@ -107,7 +108,7 @@ class Cluster:
 
     def steps(self) -> Iterator[int]:
         """The steps still to do; goes back by itself after a return to a checkpoint."""
-        while self.step < self.config.ppo.iterations and not self._stopped:
+        while not self._over:
             self.persist(
                 lambda: self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
             )
@@ -149,26 +150,22 @@ class Cluster:
         self.pool.publish(self.learners.publish(self.version))
         return time.monotonic() - began
 
-    def checkpoint(self, step: int, score: float | None) -> float:
-        """Write the state after `step`, when it is due; the seconds it took, 0 when it was not.
+    def done(self, step: int, kl: float) -> bool:
+        """`step` is done, on responses of so many nats on average; whether it was the last."""
+        self.step, self._kl, self._stopped = step + 1, kl, self._wish.stop
+        return self._over
+
+    def checkpoint(self, score: float | None) -> float:
+        """Write the state, when it is due; the seconds it took.
 
         score: on held-out prompts, where it is known: the best checkpoint is kept.
         """
         began = time.monotonic()
-        done = step + 1
-        self._stopped = self._wish.stop
-        self.step, self._losses = done, 0
-        last = done == self.config.ppo.iterations or self._stopped
-        if done % self.config.checkpoint.every and not last:
-            return 0.0
-        meta = {
-            "step": done,
-            "incarnation": self.version.incarnation,
-            "counts": dict(self.ledger.counts),
-            "restarts": self.pool.restarts,
-            "score": score,
-        }
-        self.checkpoints.write(done, meta, self.learners.save)
+        done = self.step
+        if done % self.config.checkpoint.every == 0 or self._over:
+            self._write_checkpoint(score)
+        if done > self._furthest:
+            self._furthest, self._losses = done, 0
         return time.monotonic() - began
 
     def save_policy(self, directory: Path) -> None:
@@ -198,8 +195,26 @@ class Cluster:
     # Inside
 
     @property
+    def _over(self) -> bool:
+        """All iterations are done, a stop was asked for, or the policy is as far as it may be."""
+        limit = self.config.ppo.kl_limit
+        far = limit is not None and self._kl > limit
+        return far or self._stopped or self.step >= self.config.ppo.iterations
+
+    @property
     def _wish(self) -> Wish:
         return self._steering.wish
+
+    def _write_checkpoint(self, score: float | None) -> None:
+        meta = {
+            "step": self.step,
+            "incarnation": self.version.incarnation,
+            "counts": dict(self.ledger.counts),
+            "restarts": self.pool.restarts,
+            "kl": self._kl,
+            "score": score,
+        }
+        self.checkpoints.write(self.step, meta, self.learners.save)
 
     def _describe(self, batch: Batch, limit: int | None) -> list[dict[str, Any]]:
         timeout = self.config.cluster.shard_timeout_s
@@ -227,6 +242,8 @@ class Cluster:
     def _go_back_to(self, checkpoint: Checkpoint | None, *, incarnation: int) -> None:
         """Take up the state of `checkpoint` (None: of the beginning) under a new incarnation."""
         self.step = checkpoint.meta["step"] if checkpoint else 0
+        self._kl = checkpoint.meta.get("kl", 0.0) if checkpoint else 0.0
+        self._stopped = False
         if checkpoint is not None:
             self.learners.load(checkpoint.path / "learner")
         self.ledger.reset(incarnation, self.step, checkpoint.meta["counts"] if checkpoint else {})

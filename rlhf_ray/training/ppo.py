@@ -38,9 +38,10 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
             cluster.rest()  # generators that share a GPU with the learners, where asked
             stats = cluster.learners.update(step)  # advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
-            record.evaluate(step + 1)
+            over = cluster.done(step, stats["kl/mean_k1"])
+            record.evaluate(step + 1, last=over)
             record.report(step, batch, stats)
-            record.checkpointed(cluster.checkpoint(step, record.score))
+            record.checkpointed(cluster.checkpoint(record.score))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class Record:
             self.evaluate(0)
         else:
             self._baseline = _read_evaluation(self._config.dir, 0)
+            self._latest = _read_evaluation(self._config.dir, self._cluster.step)
 
     # What the loop calls
 
@@ -77,10 +78,9 @@ class Record:
         self._seconds["time/publish"] = seconds
         self._mark = time.monotonic()
 
-    def evaluate(self, done: int) -> None:
+    def evaluate(self, done: int, *, last: bool = False) -> None:
         """Held-out responses of version `done`, when it is due: first, every N, last."""
-        every, last = self._config.evaluate.every, self._config.ppo.iterations
-        if done % every and done != last:
+        if done % self._config.evaluate.every and not last:
             return
         samples = self._cluster.sample(HELDOUT, done, self._config.evaluate.prompts)
         calibration = self._calibration
@@ -201,8 +201,11 @@ def _evaluation_path(directory: Path, step: int) -> Path:
     return directory / "evaluations" / f"step-{step:06d}.json"
 
 
-def _read_evaluation(directory: Path, step: int) -> Evaluation:
-    return Evaluation(**json.loads(_evaluation_path(directory, step).read_text()))
+def _read_evaluation(directory: Path, done: int) -> Evaluation:
+    """The newest of version `done` or an earlier one."""
+    found = sorted(_evaluation_path(directory, done).parent.glob("step-*.json"))
+    newest = [path for path in found if path <= _evaluation_path(directory, done)][-1]
+    return Evaluation(**json.loads(newest.read_text()))
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

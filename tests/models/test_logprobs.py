@@ -166,3 +166,25 @@ def test_memory_does_not_grow_with_vocabulary_times_tokens() -> None:
     small, large = head_memory(256, vocab), head_memory(1_024, vocab)
     more_logits = (1_024 - 256) * vocab * 4
     assert large - small < 0.1 * more_logits, (small, large)
+
+
+def test_in_bfloat16_other_rows_of_the_product_change_nothing():
+    """5 rows are multiplied as 128: results and gradients are those of 128 rows' first 5."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 30, bias=True, dtype=torch.bfloat16)
+    hidden_ND = torch.randn(128, 8, dtype=torch.bfloat16)
+    targets_N = torch.randint(30, (128,))
+
+    def results(rows: int) -> list[torch.Tensor]:
+        given_ND = hidden_ND[:rows].clone().requires_grad_()
+        logprobs_N, entropies_N = response_logprobs(
+            given_ND, head, targets_N[:rows], shape=HeadShape(), entropy=True
+        )
+        assert len(logprobs_N) == len(entropies_N) == rows
+        wanted = (logprobs_N[:5].sum(), [given_ND, head.weight, head.bias])
+        given, weight, bias = torch.autograd.grad(*wanted)
+        return [logprobs_N[:5], entropies_N[:5], given[:5], weight, bias]
+
+    for few, many in zip(results(5), results(128), strict=True):
+        torch.testing.assert_close(few, many)
+        assert few.any()

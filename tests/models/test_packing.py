@@ -80,13 +80,39 @@ def test_features_and_gradients_are_those_of_each_row_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral, window of 6"])
 def test_in_bfloat16_it_is_as_near_to_float32_as_padding_is(name: str) -> None:
     model, rows = make(name), rows_of(LENGTHS)
-    exact_ND = hidden_states(model, rows).detach()
-    half = model.bfloat16()
-    padded_ND = hidden_states(half, rows).detach().float()
-    use_packing(half)
-    packed_ND = hidden_states(half, rows).detach().float()
-    assert packs(half)
-    assert (packed_ND - exact_ND).abs().mean() < 1.5 * (padded_ND - exact_ND).abs().mean()
+    direction_ND = torch.randn(sum(LENGTHS), 32)
+
+    def found() -> list[torch.Tensor]:
+        """Hidden states, and the gradients of each parameter end to end."""
+        model.zero_grad()
+        hidden_ND = hidden_states(model, rows)
+        (hidden_ND * direction_ND.to(hidden_ND.dtype)).sum().backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return [hidden_ND.detach().float(), torch.cat(grads).float()]
+
+    exact = found()
+    model.bfloat16()
+    padded = found()
+    use_packing(model)
+    assert packs(model)
+    for packed, by_padding, right in zip(found(), padded, exact, strict=True):
+        assert (packed - right).abs().mean() < 1.5 * (by_padding - right).abs().mean()
+
+
+def test_few_shapes_of_bfloat16_products_occur() -> None:
+    """Code is compiled for each; float32, which is reproduced bit for bit, keeps its shapes."""
+    half, full = make("llama").bfloat16(), make("llama")
+    seen: dict[str, set[int]] = {"half": set(), "full": set()}
+    for name, model in (("half", half), ("full", full)):
+        use_packing(model)
+        model.layers[0].mlp.up_proj.register_forward_hook(
+            lambda _, given, __, name=name: seen[name].add(given[0].shape[1])
+        )
+        for length in range(1, 300, 7):
+            hidden_ND = hidden_states(model, rows_of((length, 5)))
+            assert len(hidden_ND) == length + 5
+    assert seen["half"] == {128, 256, 384}
+    assert len(seen["full"]) == len(range(1, 300, 7))
 
 
 def oracle(q_HTD: np.ndarray, k_GTD: np.ndarray, v_GTD: np.ndarray, window: int) -> np.ndarray:
@@ -109,21 +135,24 @@ def oracle(q_HTD: np.ndarray, k_GTD: np.ndarray, v_GTD: np.ndarray, window: int)
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     longest=st.sampled_from([16, 512]),
     block_cost=st.sampled_from([0, 500, 32_768]),
+    multiple_of=st.sampled_from([1, 16]),
+    after=st.sampled_from([0, 5]),
 )
 def test_attention_equals_the_formula_row_by_row(
-    lengths, groups, window, dtype, longest, block_cost
+    lengths, groups, window, dtype, longest, block_cost, multiple_of, after
 ) -> None:
     torch.manual_seed(sum(lengths))
-    total = sum(lengths)
+    total = sum(lengths) + after
     query = torch.randn(1, 4, total, 8, dtype=dtype)
     key, value = torch.randn(2, 1, groups, total, 8, dtype=dtype)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "LONGEST", longest)
         patched.setattr(attention, "BLOCK_COST", block_cost)
-        blocks = blocks_of(lengths, CPU)
+        blocks = blocks_of(lengths, CPU, multiple_of=multiple_of)
         out, _ = packed_attention(
             torch.nn.Module(), query, key, value, None, blocks=blocks, sliding_window=window
         )
+    assert out.shape == query.transpose(1, 2).shape and not out[0, total - after :].any()
     ends = np.cumsum(lengths)
     for last, length in zip(ends, lengths, strict=True):
         row = slice(last - length, last)
