@@ -90,9 +90,10 @@ class Bench:
         with cluster.recovery():
             cluster.rollouts.request(step)
             batch = cluster.rollouts.take(step)
-            cluster.learners.update(step)
+            stats = cluster.learners.update(step)
             cluster.publish(step + 1)
-            cluster.checkpoint(step, None)
+            cluster.done(step, stats["kl/mean_k1"])
+            cluster.checkpoint(None)
         made = Iteration(time.monotonic() - began, batch.wait_seconds)
         self.turns.append(made)
         return made

@@ -127,12 +127,13 @@ def response_logprobs(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
+    weight_VD: Tensor = head.weight  # type: ignore[assignment]
     bias_V, tokens = getattr(head, "bias", None), len(targets_N)
     more = -tokens % TOKENS if compiles_each(hidden_ND) else 0
-    if more and tokens + more <= _chunk_rows(hidden_ND, head.weight):
+    if more and tokens + more <= _chunk_rows(hidden_ND, weight_VD):
         hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, more)), F.pad(targets_N, (0, more))
     logprobs_N, entropies_N = _Logprobs.apply(
-        hidden_ND, head.weight, bias_V, targets_N, shape, temperature, entropy
+        hidden_ND, weight_VD, bias_V, targets_N, shape, temperature, entropy
     )
     return logprobs_N[:tokens], entropies_N[:tokens]
 
