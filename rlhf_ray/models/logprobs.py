@@ -127,7 +127,8 @@ def response_logprobs(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
-    weight_VD: Tensor = head.weight  # type: ignore[assignment]
+    weight_VD = head.weight
+    assert isinstance(weight_VD, Tensor)
     bias_V, tokens = getattr(head, "bias", None), len(targets_N)
     more = -tokens % TOKENS if compiles_each(hidden_ND) else 0
     if more and tokens + more <= _chunk_rows(hidden_ND, weight_VD):

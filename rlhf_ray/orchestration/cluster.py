@@ -153,6 +153,9 @@ class Cluster:
     def done(self, step: int, kl: float) -> bool:
         """`step` is done, on responses of so many nats on average; whether it was the last."""
         self.step, self._kl, self._stopped = step + 1, kl, self._wish.stop
+        if self._far:
+            limit = self.config.ppo.kl_limit
+            self._log(f"responses are {kl:.2f} nats away, ppo.kl_limit is {limit:g}: the run ends")
         return self._over
 
     def checkpoint(self, score: float | None) -> float:
@@ -197,9 +200,12 @@ class Cluster:
     @property
     def _over(self) -> bool:
         """All iterations are done, a stop was asked for, or the policy is as far as it may be."""
+        return self._far or self._stopped or self.step >= self.config.ppo.iterations
+
+    @property
+    def _far(self) -> bool:
         limit = self.config.ppo.kl_limit
-        far = limit is not None and self._kl > limit
-        return far or self._stopped or self.step >= self.config.ppo.iterations
+        return limit is not None and self._kl > limit
 
     @property
     def _wish(self) -> Wish:

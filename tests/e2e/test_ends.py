@@ -14,7 +14,8 @@ Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 def test_a_run_ends_at_its_limit_of_kl(new_run: Make):
     run, place = new_run("limited")
     # Of an untrained policy's first iterations some mean is above nothing.
-    succeed("ppo", *place, *TINY, "--ppo.iterations=50", "--ppo.kl-limit=1e-9")
+    out = succeed("ppo", *place, *TINY, "--ppo.iterations=50", "--ppo.kl-limit=1e-9")
+    assert "ppo.kl_limit is 1e-09: the run ends" in out
     ended, weights = summary(run), fingerprint(run)
     kls = [row["kl/mean_k1"] for row in rows(run)[1:]]
     assert 1 <= ended["iterations"] == len(kls) < 50
