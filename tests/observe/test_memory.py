@@ -8,11 +8,21 @@ import time
 from rlhf_ray.observe.memory import PssSampler, process_tree, pss_mb, ray_session
 
 HOLD = "import sys; block = b'x' * {mb}_000_000; print('up', flush=True); sys.stdin.read()"
+FORK = """
+import os, sys
+block = b'x' * {mb}_000_000
+child = os.fork()
+if child:
+    print('up', flush=True)
+sys.stdin.read()
+if child:
+    os.wait()
+"""
 
 
-def hold(mb: int, *names: str) -> subprocess.Popen[str]:
+def hold(mb: int, *names: str, program: str = HOLD) -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(mb=mb), *names],
+        [sys.executable, "-c", program.format(mb=mb), *names],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -37,14 +47,13 @@ def test_pss_counts_a_childs_memory() -> None:
 
 
 def test_shared_pages_are_counted_once() -> None:
-    alone = hold(1)
-    before = pss_mb([alone.pid])
-    second = hold(1)
+    parent = hold(100, program=FORK)
     try:
-        assert pss_mb([alone.pid, second.pid]) < 2 * before
+        both = process_tree(parent.pid)
+        assert len(both) == 2
+        assert 100 <= pss_mb(both) < 130
     finally:
-        release(alone)
-        release(second)
+        release(parent)
 
 
 def test_the_sampler_keeps_the_peak() -> None:
