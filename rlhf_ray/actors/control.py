@@ -70,13 +70,13 @@ class ControlActor:
     def __init__(self, generators: int) -> None:
         self._wish = Wish(generators)
         self._report = Report()
-        self._new = True
+        self._early: dict[str, Any] | None = {}  # wished before the driver's first call
 
     def exchange(self, report: Report) -> Wish:
         """The driver's call: here is how it is, tell me what is wished."""
-        if self._new and report.wish is not None:
-            self._wish = report.wish
-        self._report, self._new = report, False
+        if self._early is not None and report.wish is not None:
+            self._wish = replace(report.wish, **self._early)
+        self._report, self._early = report, None
         return self._wish
 
     def scale(self, generators: int, *, relative: bool = False) -> int:
@@ -109,7 +109,9 @@ class ControlActor:
         return self._report, self._wish, mine
 
     def _change(self, **wishes: Any) -> None:
-        self._wish, self._new = replace(self._wish, **wishes), False
+        self._wish = replace(self._wish, **wishes)
+        if self._early is not None:
+            self._early |= wishes
 
 
 def create_control(run: str, generators: int) -> ray.actor.ActorHandle:

@@ -1,9 +1,9 @@
 """What a generator's process must have in its environment before it imports its engine."""
 
 # bfloat16 products: oneDNN keeps the code of each shape and torch's layer above it a description,
-# 1,024 of either by default, in every process 300 MB in all. Batches have ever new shapes, though
-# models/shapes.py keeps them few, so that without a bound each process grows for hundreds of
-# iterations; with 64 a learner's shapes push each other out.
+# 1,024 of either by default, in every process 300 MB in all. Even with the sizes that
+# models/shapes.py rounds up, batches go on bringing new shapes, so that without a bound a process
+# grows for hundreds of iterations; within 64, a learner's shapes push each other out.
 ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 

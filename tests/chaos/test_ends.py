@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.running.jobs import STEPS, TINY, fingerprint, job, start, succeed, wait_for
+from tests.chaos.running import start_struck
+from tests.chaos.strikes import Strike
+from tests.running.jobs import (
+    STEPS,
+    TINY,
+    actor_processes,
+    fingerprint,
+    job,
+    start,
+    succeed,
+    wait_for,
+)
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 
@@ -18,6 +29,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_tried_again(new_run: 
     assert done.code != 0
     assert "FloatingPointError" in done.out and "step" in done.out.splitlines()[-1]
     assert "going back to the last checkpoint" not in done.out
+
+
+@pytest.mark.slow
+def test_a_learner_group_that_is_lost_at_each_save_is_not_made_anew_for_ever(new_run: Make):
+    """Steps that are only done again are no sign that it goes on."""
+    run, place = new_run("lost")
+    strikes = [Strike("learner", "learner saves", time) for time in (5, 6, 7, 8)]
+    driver = start_struck(run, strikes, [*place, *TINY, f"--ppo.iterations={STEPS}"])
+    assert driver.wait(timeout=240) != 0
+    log = (run / "log").read_text()
+    assert "lost 4 times in a row at step 5" in log and "it would be again" in log
+    wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
 
 
 @pytest.fixture

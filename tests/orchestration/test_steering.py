@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlhf_ray.actors.control import ControlActor, Report
+from rlhf_ray.actors.control import ControlActor, Report, Wish
 from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, SimulatedStage
 from rlhf_ray.orchestration.simulation import SimRef
 from rlhf_ray.orchestration.steering import Steering
@@ -99,6 +99,17 @@ def test_a_control_actor_that_was_restarted_hears_what_was_wished() -> None:
     steered.remote.actor = ControlActor(1)
     steered.for_seconds(3)
     assert steered.remote.actor._wish.generators == 2
+    assert steered.run.pool.wanted == 2
+
+
+def test_what_is_wished_before_it_hears_that_is_kept_and_takes_nothing_back() -> None:
+    steered = Steered()
+    steered.control.scale(2)
+    steered.until(2)
+    steered.remote.actor = ControlActor(1)
+    steered.remote.actor.pause(paused=True)
+    steered.for_seconds(3)
+    assert steered.steering.wish == Wish(generators=2, paused=True)
     assert steered.run.pool.wanted == 2
 
 
