@@ -130,8 +130,8 @@ def publish(learner: Any, actor: Any, step: int) -> tuple[float, int]:
     """(seconds from the decision to publish until the generator holds the version, its bytes)."""
     began = time.perf_counter()
     manifest = ray.get(learner.pack.remote(Version(0, step)))
-    count = len(manifest.checksums)
-    refs = learner.take_buckets.options(num_returns=count).remote()
+    count = len(manifest.sizes)
+    refs = learner.take_objects.options(num_returns=count).remote()
     ray.get(actor.load.remote(manifest, [refs] if count == 1 else list(refs)))
     return time.perf_counter() - began, manifest.bytes
 

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+WeightsBy = Literal["object_store", "cuda_ipc"]
 
 _STRICT = ConfigDict(extra="forbid")  # what pydantic goes by when it reads a recipe into a section
 
@@ -469,6 +470,9 @@ class Cluster:
     autoscaling: bool = False
     """The cluster grows by itself: what has no room yet is asked for from Ray's autoscaler. GPUs by
     role must be given then, as long as no node with GPUs is up."""
+    weights_by: WeightsBy = "object_store"
+    """How new weights reach the generators. cuda_ipc: they map the learner's GPU memory, where one
+    GPU has the whole run (vLLM, `ppo.max_staleness` 0)."""
     start_timeout_s: float = 300.0
     """Deadline of an actor's start."""
     shard_timeout_s: float = 600.0
@@ -523,6 +527,14 @@ class Config:
             raise ValueError(
                 f"rollout.sleep wants phases in which generators rest, and with ppo.max_staleness "
                 f"{self.ppo.max_staleness} there is none: leave one of the two out"
+            )
+        if self.cluster.weights_by == "cuda_ipc" and (
+            self.rollout.backend != "vllm" or self.ppo.max_staleness
+        ):
+            raise ValueError(
+                f"cluster.weights_by cuda_ipc wants vLLM's generators at rest while they load; "
+                f"rollout.backend is {self.rollout.backend} and ppo.max_staleness "
+                f"{self.ppo.max_staleness}: leave it out, or set vllm and 0"
             )
 
     @property

@@ -12,13 +12,14 @@ import ray
 
 from rlhf_ray.actors.engine_metrics import EngineMetrics
 from rlhf_ray.actors.presence import present
+from rlhf_ray.config import WeightsBy
 from rlhf_ray.data import schemas
 from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, sampling_seed
 from rlhf_ray.generators.engine_thread import EngineThread
 from rlhf_ray.generators.protocol import Completion, Generator, Request, Sampling
 from rlhf_ray.generators.registry import BACKENDS
 from rlhf_ray.weights.buckets import Manifest
-from rlhf_ray.weights.object_store import pull
+from rlhf_ray.weights.paths import PATHS
 
 # Largest difference of a probe's log-probs, in nats, between learner and engine with the same
 # weights. A stale or missing tensor is two orders of magnitude above.
@@ -43,6 +44,7 @@ class GeneratorSpec:
     run: str = ""
     tensor_parallel: int = 1
     sleeps: bool = False
+    weights_by: WeightsBy = "object_store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,13 @@ class GeneratorActor:
             load_s=self._load_s,
         )
 
-    def load(self, manifest: Manifest, bucket_refs: list[ray.ObjectRef]) -> Version:
-        """Pull a version, verify it, load it between two steps, and reproduce its probes."""
+    def load(self, manifest: Manifest, refs: list[ray.ObjectRef]) -> Version:
+        """Fetch a version, verify it, load it between two steps, and reproduce its probes."""
         began = time.monotonic()
-        tensors = pull(manifest, bucket_refs)
+        load_into = PATHS[self.spec.weights_by].take(manifest, refs)
 
         def load(engine: Generator) -> None:
-            engine.load(manifest.version, tensors)
+            load_into(engine)
             if not engine.has_work():
                 check_probes(engine, manifest)
 
@@ -165,6 +167,7 @@ class GeneratorActor:
             trust_remote_code=spec.trust_remote_code,
             tensor_parallel=spec.tensor_parallel,
             sleeps=spec.sleeps,
+            takes_ipc=spec.weights_by == "cuda_ipc",
             metrics_as=f"{spec.run}-{self.name}",
         )
 

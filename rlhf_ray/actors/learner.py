@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from ray.exceptions import ObjectLostError
 from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.tables import fetch, gone, without_singles
 from rlhf_ray.algos.advantages import ESTIMATORS
-from rlhf_ray.config import PPO, Dtype
+from rlhf_ray.config import PPO, Dtype, WeightsBy
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
 from rlhf_ray.learners.group import Group, set_up_torch
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
-from rlhf_ray.weights.buckets import Manifest, Probe, pack
+from rlhf_ray.weights.buckets import Manifest, Offer, Probe
+from rlhf_ray.weights.paths import PATHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class LearnerSpec:
     temperature: float
     run_seed: int
     probes: tuple[tuple[int, ...], ...]
+    weights_by: WeightsBy = "object_store"
     # Memory of this size is used again by the next version; of 32 MB and more, malloc maps it anew
     # each time, which takes several times as long as the copy.
     bucket_bytes: int = 16 << 20
@@ -48,7 +50,7 @@ class LearnerActor:
 
     def __init__(self, rank: int, world: int, spec: LearnerSpec) -> None:
         self._rank, self._world, self._spec = rank, world, spec
-        self._buckets: list[Any] = []
+        self._offer: Offer | None = None
         self._table: pa.Table | None = None
         self._fetch_seconds = 0.0
 
@@ -113,7 +115,7 @@ class LearnerActor:
         return stats | _component_means(table) | seconds
 
     def pack(self, version: Version) -> Manifest | None:
-        """Gather the policy into buckets on rank 0, ready for `take_buckets`; its manifest."""
+        """Gather the policy on rank 0, ready for `take_objects`; its manifest."""
         spec = self._spec
         probes = [Probe(tuple(ids), tuple(x)) for ids, x in self._learner.probes(spec.probes)]
         tensors = self._learner.export(spec.weights_dtype)
@@ -121,19 +123,21 @@ class LearnerActor:
             for _ in tensors:  # the gathering is collective
                 pass
             return None
-        manifest, self._buckets = pack(
+        self._offer = None  # what the last one keeps goes before the next is made
+        self._offer = PATHS[spec.weights_by].offer(
             version,
             tensors,
             dtype=spec.weights_dtype,
             bucket_bytes=spec.bucket_bytes,
             probes=probes,
         )
-        return manifest
+        return self._offer.manifest
 
-    def take_buckets(self) -> tuple[Any, ...] | Any:
-        """The buckets, each an object of its own, which outlives this process. Rank 0 alone."""
-        buckets, self._buckets = tuple(self._buckets), []
-        return buckets if len(buckets) > 1 else buckets[0]
+    def take_objects(self) -> tuple[Any, ...] | Any:
+        """What was packed, each an object of its own that outlives this process. Rank 0 alone."""
+        assert self._offer is not None, "a version is packed before it is taken"
+        objects, self._offer = self._offer.objects, replace(self._offer, objects=())
+        return objects if len(objects) > 1 else objects[0]
 
     def save(self, directory: str) -> None:
         """Write this rank's part of the state."""

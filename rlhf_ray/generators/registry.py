@@ -35,9 +35,10 @@ def _transformers(
     metrics_as: str | None = None,
     tensor_parallel: int = 1,
     sleeps: bool = False,
+    takes_ipc: bool = False,
     **options: Any,
 ) -> "Generator":
-    """It has no metrics of its own, is of one device, and never sleeps."""
+    """It has no metrics of its own, is of one device, never sleeps, and copies its weights."""
     if tensor_parallel > 1:
         raise ValueError(
             f"rollout.tensor_parallel {tensor_parallel} is for rollout.backend vllm: transformers "

@@ -145,10 +145,7 @@ class VLLMGenerator:
         self._became(version)
 
     def load_ipc(self, version: Version, update: Mapping[str, Any]) -> None:
-        """Like `load`, from GPU memory that `weights.cuda_ipc.shared` describes.
-
-        Not used by runs yet, and never run on a GPU: tests/gpu has what it is to do.
-        """
+        """Like `load`, from GPU memory that `weights.cuda_ipc` describes; never run on a GPU."""
         self._check_usable()
         self._usable = False
         try:

@@ -23,7 +23,7 @@ from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLos
 from rlhf_ray.orchestration.ledger import Ledger
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.pool import GeneratorPool, PoolSettings
-from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.reactor import Reactor, first_line
 from rlhf_ray.orchestration.rollouts import Batch, BatchShape, RolloutService
 from rlhf_ray.orchestration.scorers import ScorerPools
 from rlhf_ray.orchestration.steering import Steering
@@ -235,9 +235,9 @@ class Cluster:
                     f"the learner group was lost {self._losses} times in a row at step "
                     f"{self.step}: it would be again. The last time: {lost}"
                 ) from lost
-            self._log(f"{_first_line(lost)}; going back to the last checkpoint")
+            self._log(f"{first_line(lost)}; going back to the last checkpoint")
             try:
-                self.learners.rebuild(_first_line(lost))
+                self.learners.rebuild(first_line(lost))
                 self._go_back_to(
                     self.checkpoints.latest(), incarnation=self.version.incarnation + 1
                 )
@@ -321,7 +321,3 @@ def _depth(config: Config) -> int:
     """Shards that a generator holds at most: what fills its engine, and never fewer than two."""
     shard = config.rollout.shard_prompts * config.ppo.samples
     return max(2, config.rollout.max_in_flight // shard)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

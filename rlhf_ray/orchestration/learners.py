@@ -130,8 +130,8 @@ class LearnerGroup:
         """Pack the policy's weights as `version`; they stay where rank 0 is, to be pulled."""
         manifest = self._all("pack", version, timeout=CALL_TIMEOUT)[0]
         self.version = version
-        count = len(manifest.checksums)
-        refs = self._ranks[0].actor.take_buckets.options(num_returns=count).remote()
+        count = len(manifest.sizes)
+        refs = self._ranks[0].actor.take_objects.options(num_returns=count).remote()
         refs = [refs] if count == 1 else refs
         return Published(version, ray.put(manifest), tuple(refs), manifest.bytes)
 

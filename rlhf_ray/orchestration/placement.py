@@ -36,6 +36,12 @@ def plan_here(config: Config) -> Plan:
         raise ValueError(
             "rollout.sleep frees a GPU's memory, and generators have no GPU here: leave it out"
         )
+    gpus = sum(node.gpus for node in made.nodes)
+    if config.cluster.weights_by == "cuda_ipc" and gpus != 1:
+        raise ValueError(
+            f"cluster.weights_by cuda_ipc is for a run that one GPU has to itself, and Ray has "
+            f"{gpus:g} here: leave it out"
+        )
     return made
 
 

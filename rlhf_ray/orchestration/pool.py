@@ -17,7 +17,7 @@ from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
 from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
-from rlhf_ray.orchestration.reactor import Outcome, Reactor
+from rlhf_ray.orchestration.reactor import Outcome, Reactor, first_line
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
@@ -330,8 +330,8 @@ class GeneratorPool:
         if not self._served and not isinstance(error, (TimeoutError, RayError)):
             raise RuntimeError(f"no generator could be started: {error}") from error
         self.restarts += 1
-        self._log(f"{member.life.name} died ({_first_line(error)}); its shards go to others")
-        member.budget.last_error = _first_line(error)
+        self._log(f"{member.life.name} died ({first_line(error)}); its shards go to others")
+        member.budget.last_error = first_line(error)
         if self._places.vacate(member.budget, self._reactor.clock()):
             return
         left = self.wanted - self._places.given_up
@@ -349,7 +349,3 @@ class GeneratorPool:
         for lease in member.leases.values():
             self._ledger.release(lease)
         member.leases.clear()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

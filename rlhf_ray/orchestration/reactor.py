@@ -173,3 +173,8 @@ def _cause(error: RayError) -> Exception:
         return error
     error.cause.__cause__ = error
     return error.cause
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in short; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -110,6 +110,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             run=config.run.name,
             tensor_parallel=config.rollout.tensor_parallel,
             sleeps=config.rollout.sleep,
+            weights_by=config.cluster.weights_by,
         ),
         scorer=ScorerSpec(start.policy, start.reward, config.model.dtype, temperature, trust),
         learner=LearnerSpec(
@@ -121,6 +122,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             temperature=temperature,
             run_seed=config.run.seed,
             probes=_probe_sequences(prompts, max_model_len - 2),
+            weights_by=config.cluster.weights_by,
             trust_remote_code=trust,
         ),
     )

@@ -7,6 +7,7 @@ one bucket; `unpack` gives views, not copies.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,20 @@ class Manifest:
     def bytes(self) -> int:
         """Size of all buckets."""
         return sum(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A version as rank 0 gives it away.
+
+    Attributes:
+        objects: what goes through the object store, one for each of the manifest's sizes.
+        kept: what must live here until the next version is loaded.
+    """
+
+    manifest: Manifest
+    objects: tuple[Any, ...]
+    kept: Any = None
 
 
 def pack(

@@ -1,28 +1,58 @@
-"""Weights in this process's GPU memory, described so that another process on the GPU can map them.
+"""Weights by way of one GPU's memory, where learner and generators share it.
 
-The other end is `VLLMGenerator.load_ipc`. Not used by runs yet, and never run on a GPU.
+What goes through the object store is a description that lets another process on the GPU map the
+tensors; vLLM's weight transfer loads them. Checked by probes alone. Never run on a GPU so far:
+tests/gpu says what it is to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
+from rlhf_ray.data.ids import Version
+from rlhf_ray.weights.buckets import Manifest, Offer, Probe
+from rlhf_ray.weights.object_store import fetch
+
+
+def offer(
+    version: Version,
+    named_tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: str,
+    probes: Sequence[Probe] = (),
+    **_: Any,
+) -> Offer:
+    """The version as one object, a description; its tensors live as long as the offer."""
+    update, kept = shared(named_tensors)
+    nbytes = sum(tensor.nbytes for tensor in kept)
+    manifest = Manifest(version, dtype, (), (nbytes,), (), tuple(probes))
+    return Offer(manifest, (update,), kept)
+
+
+def take(manifest: Manifest, refs: Sequence[Any]) -> Callable[[Any], None]:
+    """What loads the version into an engine made with `takes_ipc`."""
+    (update,) = fetch(manifest, refs)
+    return lambda engine: engine.load_ipc(manifest.version, update)
+
 
 def shared(named_tensors: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Any], list[Tensor]]:
     """What vLLM's weight transfer takes as an update, and the tensors it points at.
 
-    The tensors must live until the other process has loaded them. ValueError for one that is not
-    on a GPU.
+    They are copies, and must live until the other process has loaded them. ValueError for one that
+    is not on a GPU.
     """
     update: dict[str, Any] = {"names": [], "dtype_names": [], "shapes": [], "ipc_handles": []}
-    kept = []
+    kept: list[Tensor] = []
+    previous: Tensor | None = None
     for name, tensor in named_tensors:
         if not tensor.is_cuda:
             raise ValueError(f"{name} lies on {tensor.device}: CUDA IPC shares GPU memory alone")
-        kept.append(tensor.detach().contiguous())
+        if tensor is not previous:  # a tied one comes again under its other name
+            kept.append(tensor.detach().clone(memory_format=torch.contiguous_format))
+        previous = tensor
         device = str(torch.cuda.get_device_properties(tensor.device).uuid)
         update["names"].append(name)
         update["dtype_names"].append(str(tensor.dtype).removeprefix("torch."))

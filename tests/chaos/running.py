@@ -17,7 +17,7 @@ from tests.running.jobs import ROOT, actor_processes, rows, summary, wait_for
 PROMPTS = 16  # of an iteration, as in TINY
 # Short deadlines, so that what is stopped is found soon; a start may take long on a busy machine.
 IMPATIENT = (
-    *("--cluster.heartbeat-timeout-s=8", "--cluster.shard-timeout-s=20"),
+    *("--cluster.heartbeat-timeout-s=5", "--cluster.shard-timeout-s=20"),
     "--cluster.start-timeout-s=60",
 )
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rlhf_ray.data.ids import Version
 from rlhf_ray.weights import buckets as weights
 from rlhf_ray.weights.buckets import Manifest, Probe, pack, unpack, verify
+from rlhf_ray.weights.paths import PATHS
 
 VERSION = Version(2, 7)
 SHAPES = st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=12)
@@ -53,6 +54,11 @@ def test_a_bucket_is_no_larger_than_asked_unless_for_one_tensor(shapes, bucket_b
     for i, array in enumerate(arrays):
         held = [spec for spec in manifest.tensors if spec.bucket == i and spec.nbytes]
         assert array.nbytes <= bucket_bytes or len(held) == 1
+
+
+def test_weights_that_are_on_no_gpu_are_not_offered_by_cuda_ipc():
+    with pytest.raises(ValueError, match="t0 lies on cpu"):
+        PATHS["cuda_ipc"].offer(VERSION, made([(3, 5)]).items(), dtype="float32", bucket_bytes=64)
 
 
 def test_unpacked_tensors_are_views():

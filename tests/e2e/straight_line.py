@@ -65,8 +65,8 @@ class Line:
 
     def publish(self, step: int) -> None:
         manifest = ask(self.learner.pack.remote(Version(0, step)))
-        count = len(manifest.checksums)
-        buckets = self.learner.take_buckets.options(num_returns=count).remote()
+        count = len(manifest.sizes)
+        buckets = self.learner.take_objects.options(num_returns=count).remote()
         ask(self.generator.load.remote(manifest, [buckets] if count == 1 else buckets))
 
     def shards(self, step: int) -> Sequence[Order]:

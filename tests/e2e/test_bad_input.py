@@ -57,6 +57,22 @@ def test_what_the_cluster_lacks_is_said_at_once(new_run: Make):
     refused(done, "the run asks for 25.5 CPU", "the cluster has 2", "--cluster.generators")
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ((), "a run that one GPU has to itself, and Ray has 0"),
+        (("--ppo.max-staleness=1",), "ppo.max_staleness 1"),
+        (("--rollout.backend=transformers",), "rollout.backend is transformers"),
+    ],
+)
+def test_weights_by_cuda_ipc_where_they_cannot_go_that_way(
+    new_run: Make, more: tuple[str, ...], why: str
+):
+    _, place = new_run("shared")
+    flags = (*place, *TINY, "--cluster.weights-by=cuda_ipc", *more)
+    refused(job("ppo", *flags), "cluster.weights_by cuda_ipc", why, "leave it out")
+
+
 def test_a_context_that_the_model_lacks_is_refused(new_run: Make):
     _, place = new_run("long")
     done = job("ppo", *place, *TINY, "--data.max-prompt-tokens=100000")

@@ -17,6 +17,7 @@ from tests.contracts import actions, models, oracle
 from tests.contracts.engines import EngineProcess
 from tests.learners import toys
 from tests.learners.ranks import Ranks
+from tests.running.jobs import TINY, succeed, summary
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,3 +125,11 @@ def test_weights_by_cuda_ipc_are_those_that_were_sent(engine):
         process.call(load_ipc, Version(1, step), update)
         del kept
         close_to(process, made[name].to("cpu", torch.float32))
+
+
+def test_a_run_whose_weights_go_by_cuda_ipc(tmp_path: Path, ray_address: str):
+    place = (f"--run.root={tmp_path}", "--run.name=shared")
+    flags = (*TINY, "--ppo.iterations=3", "--model.dtype=bfloat16", "--rollout.sleep")
+    succeed("ppo", *place, *flags, "--cluster.weights-by=cuda_ipc")
+    done = summary(tmp_path / "shared")
+    assert done["generator_restarts"] == 0 and done["rollouts"]["consumed"] == 48
