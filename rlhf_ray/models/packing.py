@@ -98,7 +98,9 @@ def hidden_states(backbone: Any, rows: PackedRows) -> Tensor:
 
 def _packed(backbone: Any, rows: PackedRows) -> Tensor:
     device, tokens = rows.ids_N.device, len(rows.ids_N)
-    rounded = compiles_each(next(backbone.parameters()))
+    # Where all rows have one length, passes have few shapes as they are.
+    alike = len(rows.lengths) > 1 and len(set(rows.lengths)) == 1
+    rounded = compiles_each(next(backbone.parameters())) and not alike
     more = -tokens % TOKENS if rounded else 0
     positions = [np.arange(length) for length in (*rows.lengths, more)]
     out = backbone(

@@ -113,6 +113,9 @@ def test_few_shapes_of_bfloat16_products_occur() -> None:
             assert len(hidden_ND) == length + 5
     assert seen["half"] == {128, 256, 384}
     assert len(seen["full"]) == len(range(1, 300, 7))
+    seen["half"].clear()
+    hidden_states(half, rows_of((9, 9, 9)))
+    assert seen["half"] == {27}
 
 
 def oracle(q_HTD: np.ndarray, k_GTD: np.ndarray, v_GTD: np.ndarray, window: int) -> np.ndarray:
