@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_ray.cli import Command, parse, read_recipe
 from rlhf_ray.config import PPO, Config, RewardSource
+from tests.running.jobs import ROOT
 
 
 def _parse(*argv: str) -> Command:
@@ -27,6 +28,11 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(tmp_path):
     config = _parse("--recipe", str(recipe), "--ppo.kl-coef", "0.3").config
     assert (config.ppo.kl_coef, config.ppo.lam, config.run.name) == (0.3, 0.9, "x")
     assert config.ppo.clip_low == PPO().clip_low
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=str)
+def test_what_comes_along_is_a_recipe_and_named_after_its_run(path):
+    assert read_recipe(path).run.name == path.stem
 
 
 def test_resume_and_reward_sources(tmp_path):
