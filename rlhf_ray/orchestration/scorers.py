@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.presence import CONCURRENCY, Presence
@@ -17,6 +18,8 @@ from rlhf_ray.orchestration.shares import Share
 
 BEAT_EVERY = 2.0
 RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
+AGAIN_AFTER = 1.0  # seconds until a scorer that could not be reached is asked again
+REACHED_WITHIN = 120.0  # seconds for Ray to see that a scorer's node is gone, and to restart it
 DESCRIBED = 2  # times that samples are asked for: what hangs is a function of the user's
 ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 
@@ -84,7 +87,9 @@ class ScorerPools:
         log: Callable[[str], None],
     ) -> None:
         self._silent_after = silent_after
+        self._unreached: list[Callable[[], None]] = []
         reactor.every(BEAT_EVERY, self._listen)
+        reactor.every(AGAIN_AFTER, self._ask_again)
         self._reactor, self._log, self._gold = reactor, log, spec.reward.gold
         self.calibration: Any = None
         # Both kinds score a shard at the same time, so they share the threads.
@@ -147,15 +152,22 @@ class ScorerPools:
     def describe(self, shards: Any, limit: int | None, timeout: float) -> list[dict[str, Any]]:
         """Samples (see RewardActor.describe) of scored shards."""
         what = f"describe samples, with {self._gold}" if self._gold else "describe samples"
-        for _ in range(DESCRIBED):
-            scorer = self._pools["reward"][0]
+        scorer, left = self._pools["reward"][0], DESCRIBED
+        began = self._reactor.clock()
+        while True:
             call = scorer.actor.describe.remote(shards, limit)
             try:
                 return self._reactor.result(call, who=scorer.name, what=what, timeout=timeout)
             except Late as late:
                 self._give_up_on(scorer, late)
-                last = late
-        raise last
+                left -= 1
+                if not left:
+                    raise
+            except ActorUnavailableError:
+                if not self._may_ask_again(began):
+                    raise
+                again = self._reactor.clock() + AGAIN_AFTER
+                self._reactor.pump_until(partial(self._is_past, again))
 
     def standing(self) -> list[Standing]:
         """Every scorer."""
@@ -177,9 +189,15 @@ class ScorerPools:
         timeout: float,
         then: Callable[[str, Any, Exception | None], None],
         tries: int = RETRIES,
+        began: float | None = None,
     ) -> None:
-        """Have the least busy scorer of a role score; one that says nothing is started anew."""
+        """Have the least busy scorer of a role score; one that says nothing is started anew.
+
+        One that died with its node is unreachable until Ray has seen that. Ray's own retries may
+        all be over by then.
+        """
         scorer = min(self._pools[role], key=lambda scorer: scorer.work)
+        began = self._reactor.clock() if began is None else began
         columns, answer = scorer.actor.score.options(num_returns=2).remote(*args)
         scorer.work += 1
 
@@ -189,11 +207,27 @@ class ScorerPools:
                 self._give_up_on(scorer, outcome.error)
                 self._score(role, args, what, timeout, then, tries - 1)
                 return
+            if isinstance(outcome.error, ActorUnavailableError) and self._may_ask_again(began):
+                self._unreached.append(
+                    partial(self._score, role, args, what, timeout, then, tries, began)
+                )
+                return
             if outcome.error is None:
                 scorer.heard(outcome.value)
             then(role, columns, outcome.error)
 
         self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=timeout)
+
+    def _may_ask_again(self, began: float) -> bool:
+        return self._reactor.clock() < began + REACHED_WITHIN
+
+    def _is_past(self, moment: float) -> bool:
+        return self._reactor.clock() >= moment
+
+    def _ask_again(self, now: float) -> None:
+        waiting, self._unreached = self._unreached, []
+        for ask in waiting:
+            ask()
 
     def _listen(self, now: float) -> None:
         for scorer in self._all():
