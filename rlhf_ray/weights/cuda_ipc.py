@@ -22,10 +22,13 @@ def offer(
     named_tensors: Iterable[tuple[str, Tensor]],
     *,
     dtype: str,
+    bucket_bytes: int,
     probes: Sequence[Probe] = (),
-    **_: Any,
 ) -> Offer:
-    """The version as one object, a description; its tensors live as long as the offer."""
+    """The version as one object, a description; its tensors live as long as the offer.
+
+    bucket_bytes: as of every way, and of no use here.
+    """
     update, kept = shared(named_tensors)
     nbytes = sum(tensor.nbytes for tensor in kept)
     manifest = Manifest(version, dtype, (), (nbytes,), (), tuple(probes))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.running.jobs import (
     TINY,
@@ -60,7 +61,11 @@ def test_what_the_cluster_lacks_is_said_at_once(new_run: Make):
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ((), "a run that one GPU has to itself, and Ray has 0"),
+        pytest.param(
+            (),
+            "a run that one GPU has to itself, and Ray has 0",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
         (("--ppo.max-staleness=1",), "ppo.max_staleness 1"),
         (("--rollout.backend=transformers",), "rollout.backend is transformers"),
     ],
