@@ -83,16 +83,6 @@ class Bare:
             tokens += sum(len(done.response_token_ids) for done in self._engine.step())
         return tokens / (time.perf_counter() - began)
 
-    def copy_seconds(self, nbytes: int) -> float:
-        """Of a copy of so many bytes into memory that is there already."""
-        source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
-        times = []
-        for _ in range(21):
-            began = time.perf_counter()
-            np.copyto(target, source)
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
-
 
 def orders(options: Options, turn: int) -> list[Order]:
     """One turn's rollouts in shards; prompts and seeds follow from `turn`."""
@@ -126,6 +116,17 @@ def alternate(options: Options, bare: Any, actor: Any) -> dict[str, float]:
     }
 
 
+def copy_seconds(nbytes: int) -> float:
+    """Of a copy of so many bytes into memory that is there already."""
+    source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+    times = []
+    for _ in range(21):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
 def publish(learner: Any, actor: Any, step: int) -> tuple[float, int]:
     """(seconds from the decision to publish until the generator holds the version, its bytes)."""
     began = time.perf_counter()
@@ -155,8 +156,8 @@ def learner_actor(options: Options, probes: tuple[tuple[int, ...], ...]) -> Any:
     return actor
 
 
-def weights(options: Options, bare: Any, actor: Any) -> dict[str, float]:
-    """Medians of publish + load against a copy of as many bytes, in milliseconds."""
+def weights(options: Options, actor: Any) -> dict[str, float]:
+    """Medians of publish + load, in milliseconds, and the bytes of a version."""
     rng = np.random.default_rng(0)
     probes = tuple(tuple(row) for row in rng.integers(3, 500, (3, 72)).tolist())
     result: dict[str, float] = {}
@@ -166,8 +167,7 @@ def weights(options: Options, bare: Any, actor: Any) -> dict[str, float]:
         result[f"{name}_ms"] = 1e3 * statistics.median(seconds for seconds, _ in found[2:])
         result["mb"] = found[0][1] / 1e6
         ray.kill(learner)
-    copy_ms = 1e3 * ray.get(bare.copy_seconds.remote(found[0][1]))
-    return result | {"copy_ms": copy_ms, "bound_ms": 3 * copy_ms + 30}
+    return result
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -190,11 +190,11 @@ def run(options: Options) -> dict[str, Any]:
         .remote("bench", spec)
     )
     ray.get(actor.ready.remote())
-    return {
-        **dataclasses.asdict(options),
-        **alternate(options, bare, actor),
-        **weights(options, bare, actor),
-    }
+    result = {**dataclasses.asdict(options), **alternate(options, bare, actor)}
+    ray.kill(bare)  # an idle engine wakes hundreds of times a second; a run has no second one
+    result |= weights(options, actor)
+    copy_ms = 1e3 * copy_seconds(int(result["mb"] * 1e6))
+    return result | {"copy_ms": copy_ms, "bound_ms": 3 * copy_ms + 30}
 
 
 def main() -> int:

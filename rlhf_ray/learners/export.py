@@ -58,14 +58,13 @@ class Exporter:
     def export(self, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor in `dtype`) of every parameter; tied ones under all their names.
 
-        Every rank goes through the iterator to its end; only rank 0's yields. A tensor may be the
-        master itself: copy it before the next update.
+        Every rank goes through the iterator to its end; only rank 0's yields. A tensor may be what
+        the learner computes with: copy it before the next update.
         """
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        for name, tensor in self.weights.full_tensors():
+        for name, tensor in self.weights.full_tensors(dtype):
             if self.group.rank != 0 or not name.startswith(_PREFIX):
                 continue
-            tensor = tensor.to(dtype)
             for alias in self._names[name.removeprefix(_PREFIX)]:
                 yield alias, tensor
 
@@ -129,7 +128,7 @@ class Exporter:
             _restore_buffers(model, self.actor.model)
             model.tie_weights()
         targets = dict(model.named_parameters()) if model is not None else {}
-        for name, tensor in self.weights.full_tensors():
+        for name, tensor in self.weights.full_tensors(torch.float32):
             target = targets.get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
             if target is not None:
                 target.data.copy_(tensor)

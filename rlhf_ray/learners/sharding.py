@@ -52,8 +52,11 @@ class Weights(Protocol):
         """Compute with the masters' new values from now on."""
         ...
 
-    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole float32 tensor) one at a time; all ranks take part."""
+    def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor in `dtype`) one at a time; all ranks take part.
+
+        A tensor may be what the learner computes with: copy it before the next step.
+        """
         ...
 
 
@@ -81,7 +84,8 @@ class Whole:
         self.masters = _split(self._master, self.parameters)
         self._grads = _split(self._grad, self.parameters)
         self._touched = [False] * len(self.parameters)
-        for i, view in enumerate(_split(self._compute, self.parameters)):
+        self._copies = _split(self._compute, self.parameters)
+        for i, view in enumerate(self._copies):
             self.parameters[i].data = view
             self.parameters[i].register_post_accumulate_grad_hook(self._add_grad(i))
 
@@ -121,17 +125,18 @@ class Whole:
     @contextlib.contextmanager
     def computing_in_float32(self) -> Iterator[None]:
         """Compute with the masters themselves, for a while and without gradients."""
-        halves = [p.data for p in self.parameters]
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.data = master
         try:
             yield
         finally:
-            for parameter, half in zip(self.parameters, halves, strict=True):
+            for parameter, half in zip(self.parameters, self._copies, strict=True):
                 parameter.data = half
 
-    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from zip(self.names, self.masters, strict=True)
+    def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        there = self._copies if dtype == self._compute.dtype else self.masters
+        for name, tensor in zip(self.names, there, strict=True):
+            yield name, tensor.to(dtype)
 
 
 class Sharded:
@@ -178,9 +183,9 @@ class Sharded:
     def publish(self) -> None:
         """Nothing to do: FSDP2 gathers the masters at each forward pass."""
 
-    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            yield name, _dtensor(parameter).full_tensor()
+            yield name, _dtensor(parameter).full_tensor().to(dtype)
 
 
 def _sum_of_squares(grads: list[Tensor]) -> Tensor:

@@ -24,6 +24,9 @@ def exported(group: Group, dtype: torch.dtype, directory: str, shard: bool):
     one = learner(settings=replace(SETTINGS, shard_weights=shard), group=group, dtype=dtype)
     one.update(0, table())
     tensors = {name: x.clone() for name, x in one.export("float32")}
+    short = {name: x.clone() for name, x in one.export("bfloat16")}
+    assert short.keys() == tensors.keys()
+    assert all(torch.equal(x, tensors[name].bfloat16()) for name, x in short.items())
     one.save_policy(directory)
     return tensors, one.probes(SEQUENCES)
 

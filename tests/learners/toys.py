@@ -106,6 +106,6 @@ def parameters(found: PPOLearner) -> dict[str, torch.Tensor]:
     """Copies of all float32 masters, gathered, by role and name."""
     copies = {}
     for role, optimizer in found.optimizers().items():
-        for name, x in optimizer.weights.full_tensors():
+        for name, x in optimizer.weights.full_tensors(torch.float32):
             copies[f"{role}/{name}"] = x.detach().clone()
     return copies
