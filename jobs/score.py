@@ -12,6 +12,7 @@ deviation of reference samples (`prompt` and `responses`) with the model.
 import json
 import sys
 import tempfile
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,6 +65,8 @@ class Options:
 
 def main() -> int:
     options = tyro.cli(Options, prog="jobs/score.py", description=__doc__)
+    if options.batch < 1:
+        raise ValueError(f"--batch is {options.batch} rows scored at a time: give at least 1")
     if (options.file is None) == (options.calibrate is None):
         raise ValueError("give a FILE to score (- for the standard input), or --calibrate SAMPLES")
     scorer = Scorer(
@@ -86,7 +89,9 @@ def main() -> int:
 def calibrate(scorer: Scorer, options: Options) -> int:
     """Store the calibration of reference samples with the model."""
     assert options.calibrate is not None
-    tokenizer = load_tokenizer(first_member(options.model))
+    tokenizer = load_tokenizer(
+        first_member(options.model), trust_remote_code=options.trust_remote_code
+    )
     template = options.chat_template
     samples = load_samples(options.calibrate, tokenizer, chat_template=template, least=1)
     pairs = [(one.prompt, text) for one in samples for text in one.responses]
@@ -102,11 +107,11 @@ def read(options: Options) -> list[Text]:
     assert options.file is not None
     if options.file != "-":
         return list(load_texts(options.file, on_bad_row=options.on_bad_row))
-    content = sys.stdin.read()
-    suffix = ".jsonl" if content.lstrip().startswith("{") else ".txt"
+    content = sys.stdin.buffer.read()
+    is_json = content.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / f"stdin{suffix}"
-        path.write_text(content, encoding="utf-8")
+        path = Path(directory) / f"stdin{'.jsonl' if is_json else '.txt'}"
+        path.write_bytes(content)
         return list(load_texts(path, on_bad_row=options.on_bad_row))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import tyro
 import yaml
@@ -26,23 +26,40 @@ class Command:
     config: Annotated[Config, tyro.conf.arg(name="")]
     recipe: Path | None = None
     """A YAML file with the sections below; flags override it."""
+
+
+@dataclass(frozen=True)
+class Resumable(Command):
+    """Of a job that goes on where it was."""
+
     resume: bool = False
     """Go on with this run after its last complete checkpoint."""
 
 
-def parse(
-    argv: Sequence[str], *, prog: str, description: str, base: Config | None = None
-) -> Command:
-    """Parse `argv`. Exits with help or a usage message; ValueError for a wrong recipe.
+Kind = TypeVar("Kind", bound=Command)
 
-    base: what flags override where no recipe is given; None: the class defaults.
-    """
+
+def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
+    """Parse `argv`. Exits with help or a usage message; ValueError for a wrong recipe."""
+    return _parse(Command, argv, prog=prog, description=description, base=None)
+
+
+def parse_resumable(
+    argv: Sequence[str], *, prog: str, description: str, base: Config | None = None
+) -> Resumable:
+    """The same with `--resume`. base: what flags override where no recipe is given."""
+    return _parse(Resumable, argv, prog=prog, description=description, base=base)
+
+
+def _parse(
+    kind: type[Kind], argv: Sequence[str], *, prog: str, description: str, base: Config | None
+) -> Kind:
     recipe = recipe_path(argv)
     base = read_recipe(recipe) if recipe else base or Config()
     return tyro.cli(
-        Command,
+        kind,
         args=list(argv),
-        default=Command(config=base, recipe=recipe),
+        default=kind(config=base, recipe=recipe),
         prog=prog,
         description=description,
     )
@@ -56,6 +73,10 @@ def read_recipe(path: Path) -> Config:
         )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"recipe {path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -68,10 +89,11 @@ def read_recipe(path: Path) -> Config:
         raise ValueError(_explain(error, f"recipe {path}")) from None
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[[], int | None], *, after_interrupt: str = "") -> NoReturn:
     """Run a job: exit 0, 2 with `error: …` for what the user can mend, 130 after Ctrl-C.
 
-    RLHF_TRACEBACK=1 in the environment shows where a user error was found.
+    after_interrupt: what to do then, where there is something to do. RLHF_TRACEBACK=1 in the
+    environment shows where a user error was found.
     """
     try:
         sys.exit(main() or 0)
@@ -81,7 +103,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
-        print("interrupted: nothing is left behind; go on with --resume", file=sys.stderr)
+        print("; ".join(filter(None, ["interrupted", after_interrupt])), file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -115,8 +137,10 @@ def _explain_one(item: ErrorDetails, where: str) -> str:
 def _known_keys(path: Sequence[str | int]) -> list[str]:
     node: Any = Config
     for part in path:
-        found = {f.name: f.type for f in fields(node)}.get(str(part))
-        if not is_dataclass(found):
+        if isinstance(part, int):  # a place in a tuple: `node` is already what it is a tuple of
+            continue
+        found = {f.name: f.type for f in fields(node)}.get(part)
+        node = next((kind for kind in (found, *get_args(found)) if is_dataclass(kind)), None)
+        if node is None:
             return []
-        node = found
     return [f.name for f in fields(node)]

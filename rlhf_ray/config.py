@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from rlhf_ray import config_limits
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 WeightsBy = Literal["object_store", "cuda_ipc"]
 
@@ -31,6 +33,13 @@ class Run:
     """Start again from nothing in a run directory that already holds a run."""
     tracker: Literal["wandb", "wandb-offline", "mlflow", "mlflow-offline"] | None = None
     """Where metrics go besides metrics.jsonl, TensorBoard and Ray: needs the extra of that name."""
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise ValueError(
+                f"--run.name is {self.name!r}; it is the name of a directory below --run.root, "
+                f"without a slash"
+            )
 
 
 @dataclass(frozen=True)
@@ -406,7 +415,7 @@ class PPO:
     """End with the iteration whose responses are on average more nats than this from the
     reference, though fewer than `iterations` are done. None: go on."""
     whiten_advantages: bool = True
-    """Advantages to mean 0 and deviation 1 over the whole batch (estimators with values)."""
+    """Advantages to mean 0 and deviation 1 over the whole batch (gae and reinforce_pp)."""
     max_staleness: int = 0
     """How many versions generation may be ahead of learning. 0: synchronous and exact."""
     importance_cap: float = 2.0
@@ -419,7 +428,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         total = self.prompts * self.samples
-        if total % self.minibatches:
+        if self.minibatches > 0 and total % self.minibatches:
             raise ValueError(
                 f"ppo.prompts {self.prompts} × ppo.samples {self.samples} = {total} rollouts do "
                 f"not divide into ppo.minibatches {self.minibatches}: change one of the three, for "
@@ -430,13 +439,15 @@ class PPO:
                 f"ppo.estimator {self.estimator} compares responses to the same prompt, and "
                 f"ppo.samples is {self.samples}: set --ppo.samples 4, or --ppo.estimator gae"
             )
-        if min(self.iterations, self.prompts, self.samples, self.epochs, self.minibatches) < 1:
+        if self.warmup_iterations and self.estimator != "gae":
             raise ValueError(
-                "ppo.iterations, prompts, samples, epochs and minibatches are at least 1"
+                f"ppo.warmup_iterations {self.warmup_iterations} is of a critic, and ppo.estimator "
+                f"{self.estimator} has none: leave one of the two out"
             )
-        if self.dual_clip is not None and self.dual_clip <= 1:
+        if self.kl_target is not None and total >= 5 * self.kl_horizon:
             raise ValueError(
-                f"ppo.dual_clip is {self.dual_clip}; it is a factor above 1 (usual: 3)"
+                f"ppo.kl_horizon {self.kl_horizon:g} is too short for {total} rollouts an "
+                f"iteration: β could turn negative; give more than {total / 5:g}"
             )
 
 
@@ -523,6 +534,7 @@ class Config:
     evaluate: Evaluate = Evaluate()
 
     def __post_init__(self) -> None:
+        config_limits.check(self)
         if self.rollout.sleep and self.ppo.max_staleness:
             raise ValueError(
                 f"rollout.sleep wants phases in which generators rest, and with ppo.max_staleness "

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.cli import Command, parse, read_recipe
+from rlhf_ray.cli import Resumable, parse_resumable, read_recipe
 from rlhf_ray.config import PPO, Config, RewardSource
+from rlhf_ray.config_limits import ABOVE, BELOW, LEAST, MOST
 from tests.running.jobs import ROOT
 
 
-def _parse(*argv: str) -> Command:
-    return parse(argv, prog="job", description="a job")
+def _parse(*argv: str) -> Resumable:
+    return parse_resumable(argv, prog="job", description="a job")
 
 
 def _recipe(tmp_path: Path, text: str) -> Path:
@@ -51,7 +52,15 @@ def test_resume_and_reward_sources(tmp_path):
         ("ppo: {estimator: gea}", "ppo.estimator = 'gea'"),
         ("ppo: {prompts: 7}", "--ppo.prompts 8"),
         ("ppo: {estimator: rloo}", "set --ppo.samples 4, or --ppo.estimator gae"),
+        ("reward: {sources: [{functoin: 'm:f'}]}", "0.functoin: did you mean function?"),
+        ("reward: {sources: [{zzz: 1}]}", "known here: model, classifier, function"),
         ("reward: {sources: [{weight: 2}]}", "exactly one of model, classifier, function"),
+        ("ppo: {warmup_iterations: 1, estimator: reinforce_pp}", "has none"),
+        ("ppo: {kl_target: 2, kl_horizon: 10}", "β could turn negative; give more than 25.6"),
+        ("ppo: {gamma: 1.5}", "--ppo.gamma is 1.5; it must be at most 1"),
+        ("ppo: {dual_clip: 1}", "--ppo.dual-clip is 1.0; it must be above 1"),
+        ("run: {name: ../other}", "--run.name is '../other'"),
+        ("run: {name: ''}", "--run.name is ''"),
         ("- a list", "is a mapping of sections"),
         ("a: [", "is not valid YAML"),
     ],
@@ -62,6 +71,13 @@ def test_a_wrong_recipe_is_named_with_its_fix(tmp_path, text, expected):
         read_recipe(path)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("run: {name: café}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"recipe.yaml is not UTF-8 text \(byte 15\): save it"):
+        read_recipe(path)
 
 
 def test_a_missing_recipe_says_where_recipes_are(tmp_path):
@@ -83,6 +99,28 @@ def test_a_wrong_flag_ends_with_status_2_and_the_right_one(capsys, flag, value, 
     assert caught.value.code == 2
     shown = "".join(capsys.readouterr())
     assert expected.replace(" ", "") in shown.replace("\n", "").replace("│", "").replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--cluster.generators", "0", "--cluster.generators is 0; it must be at least 1"),
+        ("--rm.epochs", "0", "--rm.epochs is 0.0; it must be above 0"),
+        ("--ppo.max-staleness", "-1", "--ppo.max-staleness is -1; it must be at least 0"),
+        ("--ppo.gamma", "1.5", "--ppo.gamma is 1.5; it must be at most 1"),
+        ("--data.heldout-fraction", "1", "--data.heldout-fraction is 1.0; it must be below 1"),
+    ],
+)
+def test_a_number_out_of_its_limits_is_named_with_its_flag(flag, value, expected):
+    with pytest.raises(ValueError, match=expected):
+        _parse(flag, value)
+
+
+def test_every_limit_is_of_a_number_that_is_there():
+    for table in (LEAST, ABOVE, MOST, BELOW):
+        for name in (name for names in table.values() for name in names):
+            section, field = name.split(".")
+            assert isinstance(getattr(getattr(Config(), section), field), int | float | None), name
 
 
 def test_help_documents_every_option(capsys):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlhf_ray.actors.presence import present
 
@@ -152,6 +152,8 @@ def ask(run: str, method: str, *args: Any, **kwargs: Any) -> Any:
         return ray.get(call, timeout=ANSWER_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+    except RayActorError:
+        raise ValueError(f"the run {run!r} has just ended") from None
     except GetTimeoutError:
         raise ValueError(
             f"the control actor of {run!r} did not answer `{method}` in {ANSWER_TIMEOUT:.0f} s: "

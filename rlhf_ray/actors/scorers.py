@@ -133,9 +133,23 @@ class RewardActor:
             for row in table.to_pylist()
         ]
         if self._gold is not None:
-            gold = self._gold([r["prompt"] for r in rows], [r["response"] for r in rows])
+            gold = self._gold_scores(rows)
             rows = [row | {"gold": float(value)} for row, value in zip(rows, gold, strict=True)]
         return rows
+
+    def _gold_scores(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """ValueError, naming the function, where it raises or gives another number of scores."""
+        assert self._gold is not None
+        name = f"reward.gold {self._spec.reward.gold}"
+        try:
+            gold = list(
+                self._gold([row["prompt"] for row in rows], [row["response"] for row in rows])
+            )
+        except Exception as error:  # whatever the user's function raises
+            raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
+        if len(gold) != len(rows):
+            raise ValueError(f"{name} gave {len(gold)} scores for {len(rows)} samples")
+        return gold
 
 
 def _sample(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def rloo(scores_B: Tensor, group_ids_B: Tensor) -> Tensor:
     Raises: ValueError for a group of one, another shape or dtype.
     """
     centred_B, sizes_B, _ = _centred(scores_B, group_ids_B)
-    return centred_B * sizes_B / (sizes_B - 1)
+    return (centred_B * sizes_B / (sizes_B - 1)).to(compute_dtype(scores_B))
 
 
 def grpo(scores_B: Tensor, group_ids_B: Tensor, *, scale: bool = True) -> Tensor:
@@ -113,10 +113,12 @@ def grpo(scores_B: Tensor, group_ids_B: Tensor, *, scale: bool = True) -> Tensor
     Raises: ValueError for a group of one, another shape or dtype.
     """
     centred_B, sizes_B, group_B = _centred(scores_B, group_ids_B)
-    if not scale:
-        return centred_B
-    squares_B = _group_sums(centred_B.square(), group_B)[group_B]
-    return centred_B / ((squares_B / (sizes_B - 1)).sqrt() + 1e-4)
+    if scale:
+        variances_B = _group_sums(centred_B.square(), group_B)[group_B] / (sizes_B - 1)
+        # The root has no derivative at 0, where all of a group score alike.
+        std_B = torch.where(variances_B > 0, variances_B, 1.0).sqrt() * (variances_B > 0)
+        centred_B = centred_B / (std_B + 1e-4)
+    return centred_B.to(compute_dtype(scores_B))
 
 
 def per_token(advantages_B: Tensor, response_mask_BT: Tensor) -> Tensor:
@@ -190,11 +192,14 @@ def _discounted_sums(x_BT: Tensor, mask_BT: Tensor, discount: float) -> Tensor:
 
 
 def _centred(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score minus its group's mean, the group's size, and the group's index from 0, each [B]."""
+    """Score minus its group's mean, the group's size, and the group's index from 0, each [B].
+
+    float64: a group that scores alike then has exactly no advantage.
+    """
     check_floating(scores_B=scores_B)
     check_rank(1, scores_B=scores_B)
     check_ids(scores_B, group_ids_B=group_ids_B)
-    scores_B = scores_B.to(compute_dtype(scores_B))
+    scores_B = scores_B.double()
     ids_G, group_B, sizes_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     if bool((sizes_G < 2).any()):
         alone = ids_G[sizes_G < 2].tolist()

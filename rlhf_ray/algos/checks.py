@@ -94,7 +94,7 @@ def check_rows(mask: Tensor, name: str = "response_mask_BT") -> None:
 
     No rows at all is no error: a rank may be without data.
     """
-    if not len(mask):
+    if mask.ndim and not len(mask):
         return
     filled = mask.flatten(1).any(1) if mask.ndim > 1 else mask.any().reshape(1)
     if not bool(filled.all()):
@@ -142,9 +142,10 @@ def divide(total: Tensor, denominator: Denominator, terms: Tensor) -> Tensor:
     """
     if denominator is None:
         return total / terms.to(total.dtype).clamp(min=1)
-    if not float(denominator) > 0:
+    number = float(denominator)
+    if not number > 0:
         raise ValueError(
-            f"denominator is {float(denominator)}; it must be positive: the number of terms of "
+            f"denominator is {number}; it must be positive: the number of terms of "
             "the whole step, over all micro-batches and ranks"
         )
-    return total / denominator
+    return total / number

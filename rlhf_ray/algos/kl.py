@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_ray.algos.checks import check_choice, check_rank, select_tokens, widen
+from rlhf_ray.algos.checks import check_choice, select_tokens, widen
 
 KL_KINDS = ("k1", "k2", "k3")
 
@@ -54,28 +54,27 @@ def response_kl(
     return kl_estimate(logprobs_BT, ref_logprobs_BT, kind).sum(1)
 
 
-def negative_kl_alarm(kl_B: Tensor, *, tolerance: float = 0.1) -> str | None:
+def negative_kl_alarm(
+    mean: float, std: float, responses: int, *, tolerance: float = 0.1
+) -> str | None:
     """A message when the mean of Σ_t k1 is too far below 0 to be chance, else None.
 
     A KL divergence is never negative, so its unbiased estimate may be so by sampling noise alone:
     the alarm is for mean < −max(tolerance, 4·std/sqrt(B)).
 
     Args:
-        kl_B: Σ_t k1 of each response (`response_kl`), with responses sampled from the policy.
+        mean, std: of Σ_t k1 (`response_kl`) over responses sampled from the policy itself.
+        responses: B.
         tolerance: nats below 0 that are let pass whatever the noise.
 
-    Raises: ValueError for another rank, or no responses.
+    Raises: ValueError for no responses.
     """
-    check_rank(1, kl_B=kl_B)
-    if not len(kl_B):
-        raise ValueError("kl_B is empty; give the KL of one response at least")
-    kl_B = kl_B.double()
-    mean = float(kl_B.mean())
-    noise = 4 * float(kl_B.std(correction=0)) / math.sqrt(len(kl_B))
-    if math.isfinite(mean) and mean >= -max(tolerance, noise):
+    if responses < 1:
+        raise ValueError(f"responses is {responses}; give the KL of one response at least")
+    if math.isfinite(mean) and mean >= -max(tolerance, 4 * std / math.sqrt(responses)):
         return None
     return (
-        f"mean KL to the reference is {mean:.3f} nats a response over {len(kl_B)} responses, which "
+        f"mean KL to the reference is {mean:.3f} nats a response over {responses} responses, which "
         "cannot be: check that the temperature, the tokens and the response mask of the policy's "
         "and the reference's log-probabilities agree, and that dropout is off in both"
     )

@@ -2,6 +2,7 @@
 
 A mask is True where an element counts. Results are float32 or better (float64 in, float64 out).
 A masked element changes nothing: neither value nor gradient, even when it is NaN or inf.
+Moments are summed in float64: equal numbers have exactly no variance, however large they are.
 Moments are (count, mean, var) with the population variance, the same for any split of the
 elements: see `combine_moments`.
 """
@@ -64,11 +65,8 @@ def masked_moments(x: Tensor, mask: Tensor) -> Moments:
     """
     mask, x = _select(x, mask)
     check_rows(mask, "mask")
-    count = mask.sum()
-    n = count.clamp(min=1)
-    mean = x.sum() / n
-    var = zero_outside(mask, x - mean).square().sum() / n
-    return count, mean, var
+    count, mean, var = _moments(x.double(), mask)
+    return count, mean.to(x), var.to(x)
 
 
 def combine_moments(
@@ -120,12 +118,13 @@ def masked_whiten(
     Returns: the shape of x, in the compute dtype.
     Raises: ValueError for a row without an unmasked element, another shape, or another dtype.
     """
-    _, mean, var = masked_moments(x, mask) if stats is None else stats
     mask, x = _select(x, mask)
     check_rows(mask, "mask")
-    mean, var = mean.to(x), var.to(x)
-    whitened = (x - mean) * torch.rsqrt(var + VARIANCE_FLOOR)
-    return zero_outside(mask, whitened if shift_mean else whitened + mean)
+    x64 = x.double()
+    _, mean, var = _moments(x64, mask) if stats is None else (torch.as_tensor(v) for v in stats)
+    mean, var = mean.to(x64), var.to(x64)
+    whitened = (x64 - mean) * torch.rsqrt(var + VARIANCE_FLOOR)
+    return zero_outside(mask, whitened if shift_mean else whitened + mean).to(x.dtype)
 
 
 def last_unmasked(mask_BT: Tensor) -> Tensor:
@@ -145,6 +144,14 @@ def last_unmasked(mask_BT: Tensor) -> Tensor:
     if not len(mask_BT):
         return positions_T.new_zeros(0)
     return torch.where(mask_BT, positions_T, -1).amax(1)
+
+
+def _moments(x: Tensor, mask: Tensor) -> Moments:
+    """Of x, which is 0 where it is masked, in its own dtype."""
+    count = mask.sum()
+    n = count.clamp(min=1)
+    mean = x.sum() / n
+    return count, mean, zero_outside(mask, x - mean).square().sum() / n
 
 
 def _select(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ def pairwise_loss(
         )
     if not bool(((target_P >= 0) & (target_P <= 1)).all()):
         raise ValueError("target lies outside [0, 1]; it is the probability that chosen is better")
-    return target_P * loss(gap_P) + (1 - target_P) * loss(-gap_P)
+    return _weighted(target_P, loss(gap_P)) + _weighted(1 - target_P, loss(-gap_P))
 
 
 def comparison_loss(
@@ -213,6 +213,11 @@ def preference_strength(gaps_MP: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("gaps_MP has no rows; give the gaps of one model at least")
     gaps_MP = gaps_MP.to(compute_dtype(gaps_MP))
     return gaps_MP.mean(0), gaps_MP.std(0, correction=0)
+
+
+def _weighted(share_P: Tensor, loss_P: Tensor) -> Tensor:
+    """share·loss, and 0 where the share is 0, however large the loss."""
+    return share_P * torch.where(share_P > 0, loss_P, 0.0)
 
 
 def _per_pair(name: str, value: float | Tensor, like_P: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def exact_order(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | None 
     Arguments and errors are those of `score_gaps`; no such list raises ValueError too.
     """
     gaps_P, pairs = _gaps(scores_N, list_ids_N, ranks_N)
-    wrong_L = pairs.list_P[gaps_P <= 0].bincount(minlength=pairs.lists)
+    wrong_L = pairs.list_P[~(gaps_P > 0)].bincount(minlength=pairs.lists)
     counted_L = pairs.count_L() > 0
     _check_any(counted_L)
     return (wrong_L[counted_L] == 0).to(gaps_P.dtype).mean()
@@ -96,9 +96,11 @@ def calibration_bins(gaps_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A bin holds its lower edge, the last one both. These are sums, so bins of splits add up.
 
     Returns: (confidence_10, right_10, count_10), float64 [10].
-    Raises: ValueError for no pairs, another rank or dtype.
+    Raises: ValueError for no pairs, NaN, another rank or dtype.
     """
     gaps_P = _checked(gaps_P).double()
+    if bool(gaps_P.isnan().any()):
+        raise ValueError("gaps_P holds NaN, which has no confidence; find the score that is NaN")
     confidence_P = gaps_P.abs().sigmoid()
     bin_P = ((confidence_P - 0.5) * 2 * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
 
@@ -112,7 +114,7 @@ def calibration_bins(gaps_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def expected_calibration_error(gaps_P: Tensor) -> Tensor:
     """Σ_b (n_b/n)·|accuracy_b − confidence_b| over the `calibration_bins` (Guo et al. 2017, eq. 3).
 
-    Raises: ValueError for no pairs, another rank or dtype.
+    Raises: ValueError for no pairs, NaN, another rank or dtype.
     """
     confidence_10, right_10, count_10 = calibration_bins(gaps_P)
     return (right_10 - confidence_10).abs().sum() / count_10.sum()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.rows import RowFault, text_of
@@ -59,13 +60,23 @@ def render(
 
     With a template (auto: where the tokenizer has one) a text is the user's message. Without one a
     text stays as it is, and messages become a transcript that ends with the answerer's role.
+    RowFault: the template refuses these messages.
     """
     if not uses_template(tokenizer, chat_template):
         return prompt if isinstance(prompt, str) else transcript(prompt) + "\n\nassistant:"
     messages = (("user", prompt),) if isinstance(prompt, str) else prompt
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": role, "content": text} for role, text in messages],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except TemplateSyntaxError as error:  # of every row
+        raise ValueError(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} is broken: {error}; "
+            f"correct it, or do without it: --data.chat-template never"
+        ) from None
+    except TemplateError as error:
+        roles = ", ".join(role for role, _ in messages)
+        raise RowFault(f"the chat template refuses messages by {roles}: {error}") from None
     return rendered

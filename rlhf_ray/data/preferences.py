@@ -168,15 +168,20 @@ def _rendered(
 
 
 def _parts(path: str | Path) -> list[tuple[str, float]]:
-    """Names and weights of `a.tsv=2,b.jsonl`; a path that exists is taken as it is."""
+    """Names and weights of `a.tsv=2,b.jsonl`; a path that exists is taken as it is.
+
+    A name may hold `=`: the weight stands after the last one.
+    """
     text = str(path)
     if Path(text).exists() or not any(mark in text for mark in "=,"):
         return [(text, 1.0)]
     parts = []
     for part in text.split(","):
-        name, equals, number = part.strip().partition("=")
+        part = part.strip()
+        weighted = "=" in part and not Path(part).exists()
+        name, number = part.rsplit("=", 1) if weighted else (part, "1")
         try:
-            weight = float(number) if equals else 1.0
+            weight = float(number)
         except ValueError:
             weight = math.nan
         if not name or not 0 < weight < math.inf:

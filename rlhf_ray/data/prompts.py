@@ -89,17 +89,17 @@ def _load(
     path: str, data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRows
 ) -> list[str]:
     """The rendered prompts of one file, in its order; prefixes of texts once each."""
-    found: list[str | Messages] = []
+    texts: list[str] = []
     for row in read_rows(path, bad):
         try:
-            found.extend(_prompts_of(row, data, seed))
+            prompts = list(_prompts_of(row, data, seed))
+            texts += [render(prompt, tokenizer, data.chat_template) for prompt in prompts]
         except RowFault as fault:
             bad.add(row.source, row.line, str(fault))
-    if not found:
+    if not texts:
         raise ValueError(
             f"{path} holds no prompt ({bad.count} bad rows): give a file with at least one"
         )
-    texts = [render(prompt, tokenizer, data.chat_template) for prompt in found]
     return list(dict.fromkeys(texts)) if data.prompt_prefix_chars else texts
 
 

@@ -77,7 +77,7 @@ def read_rows(path: str | Path, bad: BadRows) -> Iterator[Row]:
     on_disk = Path(str(path).partition(":")[0]).is_dir()
     if not on_disk and (suffix in SUFFIXES or file.is_absolute()):
         raise ValueError(f"there is no file {path}: check the path (now in {Path.cwd()})")
-    return _dataset_rows(str(path))
+    return _dataset_rows(str(path), bad)
 
 
 def read_lines(file: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
@@ -168,8 +168,11 @@ def _parquet_rows(file: Path, bad: BadRows) -> Iterator[Row]:
     try:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-                for value in batch.to_pylist():
-                    yield Row(str(file), number, value)
+                for value in _values(batch):
+                    if isinstance(value, RowFault):
+                        bad.add(str(file), number, str(value))
+                    else:
+                        yield Row(str(file), number, value)
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
@@ -177,7 +180,26 @@ def _parquet_rows(file: Path, bad: BadRows) -> Iterator[Row]:
         ) from None
 
 
-def _dataset_rows(name: str) -> Iterator[Row]:
+def _values(batch: Any) -> list[dict[str, Any] | RowFault]:
+    """The rows of a record batch; a fault in the place of one whose text is not UTF-8."""
+    try:
+        rows: list[dict[str, Any] | RowFault] = batch.to_pylist()
+    except UnicodeDecodeError:  # it does not say in which row
+        return [_value(batch, place) for place in range(batch.num_rows)]
+    return rows
+
+
+def _value(batch: Any, place: int) -> dict[str, Any] | RowFault:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[place].as_py()
+        except UnicodeDecodeError as error:
+            return RowFault(f"{name!r} is not UTF-8 text (byte {error.start} of it)")
+    return row
+
+
+def _dataset_rows(name: str, bad: BadRows) -> Iterator[Row]:
     """Rows of a data set that is saved on disk, cached, or on the hub."""
     import datasets
 
@@ -194,8 +216,21 @@ def _dataset_rows(name: str) -> Iterator[Row]:
             f"{name!r} is neither a file here nor a data set that could be loaded "
             f"({type(error).__name__}: {error}): give a path that exists, or name[:config][:split]"
         ) from None
-    for number, value in enumerate(found, 1):
-        yield Row(name, number, dict(value))
+    except datasets.exceptions.DatasetBuildError as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"the data set {name!r} holds a file that cannot be read or does not fit the others "
+            f"({type(cause).__name__}: {str(cause).strip()}): mend that file, or take it out"
+        ) from None
+    number = 0
+    while number < len(found):
+        try:
+            for value in found.select(range(number, len(found))):
+                number += 1
+                yield Row(name, number, dict(value))
+        except UnicodeDecodeError as error:  # it ends the loop over the rows, and comes before one
+            number += 1
+            bad.add(name, number, f"a text that is not UTF-8 (byte {error.start} of it)")
 
 
 def _kind(value: Any) -> str:

@@ -69,8 +69,10 @@ def new_critic(backbone: Any) -> Critic:
 
 
 def critic_from_reward_model(path: str | Path, *, trust_remote_code: bool = False) -> Critic:
-    """A critic whose values start as the reward model's calibrated scores of the text so far.
+    """A critic that starts as the reward model: its trunk, and its head on the position's features.
 
+    With `last` pooling a value is at first the calibrated score of the text so far; with `mean` the
+    head was made for the mean of these features, so it starts from something near.
     Raises ValueError where its backbone is an encoder, which sees what comes after.
     """
     model = RewardModel.from_pretrained(path, merge=True, trust_remote_code=trust_remote_code)

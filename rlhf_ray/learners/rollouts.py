@@ -59,6 +59,8 @@ class Rollouts:
         length, or scores and log-probabilities that are not finite.
         """
         schemas.check(table, COLUMNS)
+        if not table.num_rows:
+            raise ValueError("no rollout is left to learn from: the reward dropped them all")
         ids = table.column("rollout_id").to_numpy()
         if (np.diff(ids) < 0).any():
             table = table.take(np.argsort(ids, kind="stable"))

@@ -74,11 +74,6 @@ def make_targets(
     ), stats
 
 
-def mean_response_kl(rollouts: Rollouts, old: OldPass) -> float:
-    """Mean over responses of Σ_t k1 to the reference."""
-    return float(_response_kl(rollouts, old).double().mean())
-
-
 def _response_kl(rollouts: Rollouts, old: OldPass) -> Tensor:
     logprobs_BT, ref_BT = rollouts.pad(old.logprobs_N), rollouts.pad(rollouts.ref_logprobs_N)
     return response_kl(logprobs_BT, ref_BT, rollouts.response_mask_BT)
@@ -125,10 +120,11 @@ def _stats(
     rollouts: Rollouts, old: OldPass, advantages_BT: Tensor, *, step: int
 ) -> dict[str, float]:
     _, mean, variance = masked_moments(advantages_BT, rollouts.response_mask_BT)
-    scores_B = rollouts.scores_B.double()
+    scores_B, kl_B = rollouts.scores_B.double(), _response_kl(rollouts, old).double()
     staleness_N = (step - rollouts.token_steps_N).clamp(min=0).double()
     return {
-        "kl/mean_k1": mean_response_kl(rollouts, old),
+        "kl/mean_k1": float(kl_B.mean()),
+        "kl/std_k1": float(kl_B.std(correction=0)),
         "entropy/mean": float(old.entropies_N.double().mean()),
         "advantage/mean": float(mean),
         "advantage/std": float(variance.sqrt()),

@@ -52,11 +52,12 @@ class _Logprobs(torch.autograd.Function):
         shape: HeadShape,
         temperature: float,
         entropy: bool,
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=torch.float32)
         entropies_N = torch.zeros_like(logprobs_N)
         chunks = _chunks(hidden_ND, weight_VD)
-        keep = len(chunks) == 1 and not shape.softcap and any(ctx.needs_input_grad)
+        keep = learns and len(chunks) == 1 and not shape.softcap
         probs_NV = None
         for rows in chunks:
             logits_CV, _ = _logits(hidden_ND[rows], weight_VD, bias_V, shape, temperature)
@@ -100,7 +101,7 @@ class _Logprobs(torch.autograd.Function):
             grad_hidden_ND,
             None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
             None if grad_bias_V is None else grad_bias_V.to(weight_VD.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
@@ -133,8 +134,9 @@ def response_logprobs(
     more = -tokens % TOKENS if compiles_each(hidden_ND) else 0
     if more and tokens + more <= _chunk_rows(hidden_ND, weight_VD):
         hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, more)), F.pad(targets_N, (0, more))
+    learns = torch.is_grad_enabled()  # inside of the function it never is
     logprobs_N, entropies_N = _Logprobs.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, shape, temperature, entropy
+        hidden_ND, weight_VD, bias_V, targets_N, shape, temperature, entropy, learns
     )
     return logprobs_N[:tokens], entropies_N[:tokens]
 

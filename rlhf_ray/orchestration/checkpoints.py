@@ -89,10 +89,6 @@ class CheckpointStore:
         scored = [checkpoint for checkpoint in found if checkpoint.meta.get("score") is not None]
         return max(reversed(scored), key=lambda c: c.meta["score"], default=None)
 
-    def clear(self) -> None:
-        """Remove all checkpoints."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-
     def _paths(self) -> list[Path]:
         if not self._directory.is_dir():
             return []

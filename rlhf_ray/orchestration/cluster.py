@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError
 
 from rlhf_ray.actors.control import Standing, Wish, create_control
 from rlhf_ray.actors.generator import GeneratorSpec
@@ -132,16 +132,8 @@ class Cluster:
 
     def rest(self) -> None:
         """Where it is asked for, generators give their GPU's memory up until the next version."""
-        if not self.config.rollout.sleep:
-            return
-        there = [member for member in self.pool.members() if member.life.version is not None]
-        with suppress(RayActorError):  # the pool hears of it by itself, and makes another
-            self.reactor.results(
-                [member.handle.rest() for member in there],
-                who=[member.life.name for member in there],
-                what="sleep",
-                timeout=self.config.cluster.start_timeout_s,
-            )
+        if self.config.rollout.sleep:
+            self.pool.rest()
 
     def publish(self, step: int) -> float:
         """Make the learners' weights version `step`; seconds until generators could ask for it."""
@@ -216,7 +208,6 @@ class Cluster:
             "step": self.step,
             "incarnation": self.version.incarnation,
             "counts": dict(self.ledger.counts),
-            "restarts": self.pool.restarts,
             "kl": self._kl,
             "score": score,
         }

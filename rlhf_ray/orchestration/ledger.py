@@ -87,10 +87,6 @@ class Ledger:
         if shards:
             self._pending[batch] = list(range(len(shards)))
 
-    def is_open(self, batch: BatchKey) -> bool:
-        """Whether `batch` was asked for and not yet consumed."""
-        return batch in self._batches
-
     def lease(
         self, generator: str, version: Version, *, deadline: float, max_staleness: int
     ) -> Lease | None:
@@ -160,10 +156,6 @@ class Ledger:
             self._unscored[batch] += shard.state is ShardState.SCORED
             self._batches[batch][index] = Shard(shard.keys)
             self._requeue(batch, index)
-
-    def held_by(self, generator: str) -> list[Lease]:
-        """The leases of one generator."""
-        return [lease for lease in self._leases.values() if lease.generator == generator]
 
     def expired(self, now: float) -> list[Lease]:
         """The leases past their deadline."""

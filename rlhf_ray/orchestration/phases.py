@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.learners.group import set_up_torch
+from rlhf_ray.orchestration.reactor import first_line
 from rlhf_ray.orchestration.shares import Share
 from rlhf_ray.orchestration.watchdog import STALL_AFTER
 
@@ -27,7 +28,8 @@ def stream(
 ) -> Iterator[Row]:
     """The rows that `phase(*args)` yields, computed where Ray has room for `share`.
 
-    Raises what the phase raised; TimeoutError, naming it, where it stalls.
+    Raises what the phase raised; ChildProcessError, naming it, where its process died; TimeoutError
+    where it stalls.
     """
     # One call a worker: its memory goes back before the next phase starts.
     task = ray.remote(max_calls=1)(set_up(phase)).options(
@@ -48,6 +50,8 @@ def stream(
             yield ray.get(ref, timeout=ROW_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise died(name, error) from error
 
 
 def set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
@@ -59,6 +63,14 @@ def set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
         yield from phase(*args, **options)
 
     return run
+
+
+def died(name: str, error: RayError) -> ChildProcessError:
+    """What to tell of a phase whose process did not live to say what was wrong."""
+    return ChildProcessError(
+        f"the process of {name} died ({first_line(error)}): it was killed, or memory ran out; "
+        f"start the same command again, the phase begins anew"
+    )
 
 
 def _wait(rows: Any, name: str, log: Callable[[str], None]) -> None:

@@ -96,6 +96,24 @@ class GeneratorPool:
                 member.life.happen(Event.OUTDATED)
                 self._load(member)
 
+    def rest(self) -> None:
+        """Return when everyone with a version has given its GPU's memory up, or left the pool."""
+        awake = {name: m for name, m in self._members.items() if m.life.version is not None}
+
+        def settled(name: str, outcome: Outcome) -> None:
+            del awake[name]  # a fault shows in its heartbeats too
+
+        for name, member in list(awake.items()):
+            self._reactor.when(
+                member.handle.rest(),
+                partial(settled, name),
+                who=name,
+                what="sleep",
+                timeout=self._settings.start_timeout,
+            )
+        # One that has left is forgotten by the reactor: it never settles.
+        self._reactor.pump_until(lambda: awake.keys().isdisjoint(self._members))
+
     def dispatch(self) -> None:
         """Give pending shards to serving generators, the least busy first."""
         if not self._ledger.pending():
@@ -328,7 +346,7 @@ class GeneratorPool:
         if draining:
             return
         if not self._served and not isinstance(error, (TimeoutError, RayError)):
-            raise RuntimeError(f"no generator could be started: {error}") from error
+            raise ValueError(f"no generator could be started: {error}") from error
         self.restarts += 1
         self._log(f"{member.life.name} died ({first_line(error)}); its shards go to others")
         member.budget.last_error = first_line(error)

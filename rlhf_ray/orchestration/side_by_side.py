@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.phases import ROW_TIMEOUT, Row
+from rlhf_ray.orchestration.phases import ROW_TIMEOUT, Row, died
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.watchdog import STALL_AFTER
 
@@ -28,8 +28,10 @@ def side_by_side(
 
     The threads of a node are divided among the calls, and each reserves as many CPUs, so none waits
     for another's; environment: of a process with so many. Raises what a phase raised, and ends the
-    others; TimeoutError where all stall.
+    others; ChildProcessError where its process died; TimeoutError where all stall.
     """
+    if not calls:
+        return
     threads = max(1, plan.threads // len(calls))
     options = plan.learner.options() | {"num_cpus": max(threads, plan.learner.cpus)}
     streams = {}
@@ -53,6 +55,8 @@ def side_by_side(
                 yield streams[rows], ray.get(ref, timeout=ROW_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise died(name, error) from error
     finally:
         for rows in streams:
             ray.cancel(rows, force=True)

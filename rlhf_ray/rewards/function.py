@@ -15,6 +15,8 @@ import numpy as np
 from rlhf_ray.rewards.function_pool import Call, FunctionPool, Outcome
 from rlhf_ray.rewards.protocol import Responses, Scores
 
+HANGS = 3
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +25,8 @@ class FunctionReward:
 
     A batch is cut into one call a process, in the order given. When a call fails as a whole (it
     raises, hangs, ends its process, or returns the wrong number) its samples are called one by one,
-    so that the fault finds its sample. ValueError names the function, the prompt and the fault.
+    so that the fault finds its sample; but not all of those that hang, for a shard has a deadline
+    too. ValueError names the function, the prompt and the fault.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class FunctionReward:
             return [whole.fault]
         calls = [_call(batch, row, row + 1) for row in range(start, start + count)]
         fail = self._on_error == "fail"
-        outcomes = self._pool.run(calls, stop_at_fault=fail)
+        outcomes = self._pool.run(calls, stop_at_fault=True) if fail else self._alone(calls)
         items = [_single(outcome) for outcome in outcomes]
         if not any(isinstance(item, str) for item in items):
             if fail and whole.fault.startswith("returned"):
@@ -108,6 +111,17 @@ class FunctionReward:
                 count,
             )
         return items
+
+    def _alone(self, calls: list[Call]) -> list[Outcome | None]:
+        """Outcomes of calls of one sample; once HANGS in a row have hung, the rest do, uncalled."""
+        outcomes: list[Outcome | None] = []
+        together = max(HANGS, self._processes)
+        for start in range(0, len(calls), together):
+            some = self._pool.run(calls[start : start + together])
+            outcomes += some
+            if len(some) >= HANGS and all(outcome and outcome.hung for outcome in some):
+                return outcomes + some[-1:] * (len(calls) - len(outcomes))
+        return outcomes
 
     def _message(self, batch: Responses, row: int, fault: str) -> str:
         return (

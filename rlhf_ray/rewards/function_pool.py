@@ -29,10 +29,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one call gave: `items` (each a float, or the text of its fault), or else `fault`."""
+    """What one call gave: `items` (each a float, or the text of its fault), or else `fault`.
+
+    hung: the fault is that it did not return in time.
+    """
 
     items: list[float | str] | None = None
     fault: str | None = None
+    hung: bool = False
 
 
 class Worker:
@@ -53,7 +57,9 @@ class Worker:
         self.deadline = time.monotonic() + START_TIMEOUT_S
 
     def send(self, call: Call, *, timeout_s: float) -> bool:
-        """Begin a call. False: the process has died since the last one."""
+        """Begin a call. False: the process has died since the last one, or was killed."""
+        if self.connection.closed:
+            return False
         self.deadline = time.monotonic() + timeout_s
         try:
             self.connection.send((call.prompts, call.responses))
@@ -115,21 +121,21 @@ class FunctionPool:
         try:
             while busy or (begun < len(calls) and not stop):
                 while idle and begun < len(calls) and not stop:
-                    slot = idle.pop(0)
-                    self._begin(slot, calls[begun])
-                    busy[slot], begun = begun, begun + 1
+                    slot, call = idle.pop(0), calls[begun]
+                    busy[slot], begun = begun, begun + 1  # an interrupt may meet it as it begins
+                    self._begin(slot, call)
                 for slot in self._ended(busy):
                     outcomes[busy.pop(slot)] = outcome = self._outcome(slot)
                     stop |= stop_at_fault and (outcome.items is None or _faulty(outcome.items))
                     idle.append(slot)
         except BaseException:  # also Ctrl-C: an unread answer must not meet the next call
             for slot in busy:
-                self._replace(slot)
+                self._workers[slot].kill()  # `_begin` replaces it and awaits the new one
             raise
         return outcomes
 
     def pids(self) -> list[int]:
-        """The processes, as they are now."""
+        """The processes, as they are now; one that an interrupt ended is replaced when called."""
         return [worker.process.pid for worker in self._workers]
 
     def close(self) -> None:
@@ -163,7 +169,7 @@ class FunctionPool:
         if not worker.connection.poll():
             self._replace(slot)
             self._await_ready(self._workers[slot])
-            return Outcome(fault=f"did not return within {self._timeout_s:g} s")
+            return Outcome(fault=f"did not return within {self._timeout_s:g} s", hung=True)
         answer = worker.receive()
         if answer is None:
             fault = f"ended its process ({worker.epitaph()})"

@@ -1,18 +1,13 @@
-"""The run's calibration, stored with the reward model that the run trained.
+"""The run's calibration, stored with the reward model that the run trained, at the run's end.
 
-A critic of its own reads it when it is built from that model, so a run that begins again must not
-find what its first start left: it would be another run.
+Not before: a critic of its own reads it when it is built from that model, and one that is built
+again after a loss, or by a run that starts again, must begin as the first one did.
 """
 
 from pathlib import Path
 
 from rlhf_ray.config import Config
-from rlhf_ray.models.reward_model import (
-    CALIBRATION_FILE,
-    SETTINGS_FILE,
-    Calibration,
-    write_calibration,
-)
+from rlhf_ray.models.reward_model import SETTINGS_FILE, Calibration, write_calibration
 
 
 def own_model(config: Config) -> Path | None:
@@ -26,9 +21,3 @@ def store_with_model(config: Config, calibration: Calibration) -> None:
     """Beside the run's own model; nothing where the reward is something else."""
     if (path := own_model(config)) is not None:
         write_calibration(path, calibration)
-
-
-def forget(config: Config) -> None:
-    """Take back what `store_with_model` wrote, before the run begins from the beginning."""
-    if (path := own_model(config)) is not None:
-        (path / CALIBRATION_FILE).unlink(missing_ok=True)

@@ -59,10 +59,11 @@ def clean(
 ) -> tuple[list[Cleaned], dict[str, int]]:
     """The lists with the remedy `how` applied; how many pairs were changed, by what was done.
 
-    found: the strength of every comparison, list after list. A pair of two is written with its
-    ranks exchanged where it is flipped, and leaves where it is dropped; a longer list gets `pairs`.
-    Raises ValueError for an unknown remedy, or unless exactly one of fraction and threshold is
-    given where pairs are to be weak.
+    found: the strength of every comparison, list after list. A pair keeps the margin and target
+    it came with unless the remedy sets them; a flipped one loses both, for they were of the label
+    as it was. A list of one pair of two is written with its ranks exchanged where that is flipped,
+    and leaves where it is dropped; any other gets `pairs`. Raises ValueError for an unknown remedy,
+    or unless exactly one of fraction and threshold is given where pairs are to be weak.
     """
     if how not in REMEDIES:
         raise ValueError(f"remedy {how!r} is none of {', '.join(REMEDIES)}")
@@ -73,7 +74,8 @@ def clean(
     judged = zip(found, weak, margins, targets, strict=True)
     cleaned, counts = [], {"pairs": len(found), "lists": len(lists)}
     for place, of_list in groupby(judged, key=lambda one: one[0].list):
-        changes = [_change(*one, remedy) for one in of_list]
+        pairs = zip(lists[place].comparisons(), of_list, strict=True)
+        changes = [_change(pair, *one, remedy) for pair, one in pairs]
         for _, note in changes:
             if note is not None:
                 counts[note["did"]] = counts.get(note["did"], 0) + 1
@@ -97,17 +99,20 @@ def _weak(found: Sequence[PairStrength], remedy: Remedy, limits: Limits) -> list
 
 def _margins(
     found: Sequence[PairStrength], weak: Sequence[bool], remedy: Remedy, limits: Limits
-) -> list[float]:
-    """Of the label as it will stand: a flipped pair's strength is the negative of what it was."""
+) -> list[float | None]:
+    """Of the label as it will stand: a flipped pair's strength is the negative of what it was.
+
+    None: the remedy sets none.
+    """
     if not remedy.margin:
-        return [0.0] * len(found)
+        return [None] * len(found)
     flips = remedy.weak == "flip"
     mean_P = torch.tensor(
         [-one.mean if flips and is_weak else one.mean
          for one, is_weak in zip(found, weak, strict=True)],
         dtype=torch.float64,
     )  # fmt: skip
-    margins: list[float] = strength_margins(
+    margins: list[float | None] = strength_margins(
         mean_P, scale=limits.margin_scale, limit=limits.margin_limit
     ).tolist()
     return margins
@@ -115,25 +120,39 @@ def _margins(
 
 def _targets(
     found: Sequence[PairStrength], weak: Sequence[bool], remedy: Remedy, limits: Limits
-) -> list[float]:
+) -> list[float | None]:
+    """None: the remedy sets none."""
     if remedy.weak == "soft":
-        return [one.target if is_weak else 1.0 for one, is_weak in zip(found, weak, strict=True)]
-    if remedy.weak == "smooth":
+        targets = [one.target for one in found]
+    elif remedy.weak == "smooth":
         targets_P = smoothed_targets(torch.tensor(weak), label_smoothing=limits.label_smoothing)
-        return [round(target, 6) for target in targets_P.tolist()]
-    return [1.0] * len(found)
+        targets = [round(target, 6) for target in targets_P.tolist()]
+    else:
+        return [None] * len(found)
+    return [target if is_weak else None for target, is_weak in zip(targets, weak, strict=True)]
 
 
 def _change(
-    one: PairStrength, weak: bool, margin: float, target: float, remedy: Remedy
+    pair: Comparison,
+    one: PairStrength,
+    weak: bool,
+    margin: float | None,
+    target: float | None,
+    remedy: Remedy,
 ) -> tuple[Comparison | None, dict[str, Any] | None]:
     """The comparison as it will stand (None: dropped), and a note of what was done, if anything."""
+    assert (pair.better, pair.worse) == (one.better, one.worse)
     did = "+".join(filter(None, [remedy.weak if weak else None, "margin" if remedy.margin else ""]))
     note = {"better": one.better, "worse": one.worse, "did": did, "strength": one.mean}
     if weak and remedy.weak == "drop":
         return None, note
-    places = (one.worse, one.better) if weak and remedy.weak == "flip" else (one.better, one.worse)
-    return Comparison(*places, margin=margin, target=target), note if did else None
+    if weak and remedy.weak == "flip":
+        pair = Comparison(one.worse, one.better)
+    if margin is not None:
+        pair = replace(pair, margin=margin)
+    if target is not None:
+        pair = replace(pair, target=target)
+    return pair, note if did else None
 
 
 def _rebuilt(
@@ -146,17 +165,11 @@ def _rebuilt(
     pairs = tuple(pair for pair, _ in changes if pair is not None)
     if not pairs:
         return None
-    plain = all(pair.margin == 0 and pair.target == 1 for pair in pairs)
-    if len(one.responses) > 2 or not plain:
-        return replace(one, ranks=_ranks(one, pairs), pairs=pairs)
-    return replace(one, ranks=_ranks(one, pairs), pairs=())
-
-
-def _ranks(one: RankedList, pairs: Sequence[Comparison]) -> tuple[int, ...]:
-    """Of a list of two the ranks that its one comparison says; a longer one keeps its own."""
-    if len(one.responses) > 2:
-        return one.ranks
-    return (1, 2) if pairs[0].better == 0 else (2, 1)
+    if len(one.responses) > 2 or len(pairs) > 1:
+        return replace(one, pairs=pairs)
+    ranks = (1, 2) if pairs[0].better == 0 else (2, 1)
+    plain = pairs[0].margin == 0 and pairs[0].target == 1
+    return replace(one, ranks=ranks, pairs=() if plain else pairs)
 
 
 def rows_of(cleaned: Iterable[Cleaned]) -> Iterator[tuple[RankedList, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from rlhf_ray.cli import read_recipe
 from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
 from rlhf_ray.data.preferences import absolute_parts
-from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.prompts import Prompts, batch_of_step, load_prompts
 from rlhf_ray.models.ensemble import first_member
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
@@ -32,6 +32,7 @@ from rlhf_ray.orchestration.phases import stream
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
+from rlhf_ray.training.ownership import owned
 from rlhf_ray.training.pictures import draw_reward
 from rlhf_ray.training.ppo import Start, run_ppo
 from rlhf_ray.training.reward_ensemble import train_ensemble
@@ -46,29 +47,36 @@ Row = dict[str, Any]
 def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
     """Everything from `config` to `policy/` and `report.html`; summary.json's content."""
     began = time.monotonic()
-    claim(config, resume=resume)
-    config = resolve(config)
-    config.dir.mkdir(parents=True, exist_ok=True)
-    _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
-    with ray_session(), PssSampler(_processes()) as memory:
-        plan = plan_here(config)
-        for line in plan.lines():
-            console.note(line)
-        write_provenance(
-            config.dir, config.to_dict(), data_files=_files(config), threads={"role": plan.threads}
-        )
-        with open_log(config) as log:
-            phases = Phases(config, plan, log, console)
-            policy = phases.sft()
-            reward, critic = phases.reward()
-            summary = phases.ppo(Start(policy, critic, reward, resume))
-    summary["phase_seconds"] = phases.seconds | summary["phase_seconds"]
-    summary["bad_rows"] += phases.bad_rows
-    summary |= {"peak_pss_mb": memory.peak_mb, "total_seconds": time.monotonic() - began}
-    _write(config.dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-    report = write_report(config.dir)
+    with owned(config.dir):
+        claim(config, resume=resume)
+        config = resolve(config)
+        config.dir.mkdir(parents=True, exist_ok=True)
+        with ray_session(), PssSampler(_processes()) as memory:
+            plan = plan_here(config)
+            for line in plan.lines():
+                console.note(line)
+            _begin(config, plan)
+            with open_log(config) as log:
+                phases = Phases(config, plan, log, console)
+                policy = phases.sft()
+                prompts = phases.prompts(policy)
+                reward, critic = phases.reward()
+                summary = phases.ppo(Start(policy, critic, reward, resume), prompts)
+        summary["phase_seconds"] = phases.seconds | summary["phase_seconds"]
+        summary["bad_rows"] += phases.bad_rows
+        summary |= {"peak_pss_mb": memory.peak_mb, "total_seconds": time.monotonic() - began}
+        _write(config.dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+        report = write_report(config.dir)
     console.summary(summary, before_after(config.dir)[:SIDE_BY_SIDE], report=str(report))
     return summary
+
+
+def _begin(config: Config, plan: Plan) -> None:
+    """Write what the run is of. Not before all of it was accepted: --resume reads it."""
+    _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
+    write_provenance(
+        config.dir, config.to_dict(), data_files=_files(config), threads={"role": plan.threads}
+    )
 
 
 def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -> tuple[Path, Row]:
@@ -76,21 +84,22 @@ def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -
 
     Raises ValueError where the directory holds a model already, or there is nothing to start from.
     """
-    config = resolve(config)
-    out = config.dir / {"sft": "sft", "rm": "reward"}[phase]
-    if out.exists() and not config.run.overwrite:
-        raise ValueError(
-            f"{out} holds the model of an earlier run: give another --run.name, or replace it with "
-            f"--run.overwrite"
-        )
-    base = reward_base(config) if phase == "rm" else ""
-    with ray_session(), open_log(config) as log:
-        phases = Phases(config, plan_here(config), log, console)
-        if phase == "sft":
-            return out, phases.train("sft", train_sft, config, str(out))
-        last = phases.train_rewards(base, out)
-    draw_reward(config.dir)
-    return out, last
+    with owned(config.dir):
+        config = resolve(config)
+        out = config.dir / {"sft": "sft", "rm": "reward"}[phase]
+        if out.exists() and not config.run.overwrite:
+            raise ValueError(
+                f"{out} holds the model of an earlier run: give another --run.name, or replace it "
+                f"with --run.overwrite"
+            )
+        base = reward_base(config) if phase == "rm" else ""
+        with ray_session(), open_log(config) as log:
+            phases = Phases(config, plan_here(config), log, console)
+            if phase == "sft":
+                return out, phases.train("sft", train_sft, config, str(out))
+            last = phases.train_rewards(base, out)
+        draw_reward(config.dir)
+        return out, last
 
 
 def reward_base(config: Config) -> str:
@@ -145,12 +154,24 @@ class Phases:
         rows = train_ensemble(config, base, out, plan=self._plan, log=note)
         return self.show("rm", rows)
 
-    def ppo(self, start: Start) -> Row:
-        """The policy; summary.json's content."""
+    def prompts(self, policy: str) -> Prompts:
+        """What PPO asks `policy`. ValueError where an iteration or an evaluation lacks prompts."""
         config = self._config
-        tokenizer = load_tokenizer(start.policy, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
         prompts = load_prompts(config.data, tokenizer, config.run.seed)
-        return run_ppo(config, self._plan, start, prompts, log=self._log, console=self._console)
+        batch_of_step(len(prompts.train), config.ppo.prompts, config.run.seed, 0)
+        if not prompts.heldout:
+            raise ValueError(
+                "no prompt is held out to evaluate on: give --data.heldout-prompts FILE, or a "
+                "--data.heldout-fraction above 0"
+            )
+        return prompts
+
+    def ppo(self, start: Start, prompts: Prompts) -> Row:
+        """The policy; summary.json's content."""
+        return run_ppo(
+            self._config, self._plan, start, prompts, log=self._log, console=self._console
+        )
 
     def train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> Row:
         """Run a supervised phase on Ray, show and log its rows; the last of them."""
@@ -200,21 +221,24 @@ def resolve(config: Config) -> Config:
     Raises ValueError for a file that is not there.
     """
     run = dataclasses.replace(config.run, root=str(Path(config.run.root).absolute()))
-    config = dataclasses.replace(config, run=run)
+    config = _absolute_paths(dataclasses.replace(config, run=run))
     data = config.data
-    if not any(
-        (data.texts, data.prompts, data.preferences, config.model.path, config.reward.sources)
-    ):
-        paths = write_demo(config.dir / "data", seed=config.run.seed)
-        data = dataclasses.replace(
-            data,
-            texts=str(paths.texts),
-            preferences=str(paths.lists),
-            prompts=str(paths.prompts),
-            heldout_prompts=str(paths.heldout_prompts),
-        )
-        reward = dataclasses.replace(config.reward, gold=config.reward.gold or GOLD)
-        return dataclasses.replace(config, data=data, reward=reward)
+    if any((data.texts, data.prompts, data.preferences, config.model.path, config.reward.sources)):
+        return config
+    paths = write_demo(config.dir / "data", seed=config.run.seed)
+    data = dataclasses.replace(
+        data,
+        texts=str(paths.texts),
+        preferences=str(paths.lists),
+        prompts=str(paths.prompts),
+        heldout_prompts=data.heldout_prompts or str(paths.heldout_prompts),
+    )
+    reward = dataclasses.replace(config.reward, gold=config.reward.gold or GOLD)
+    return dataclasses.replace(config, data=data, reward=reward)
+
+
+def _absolute_paths(config: Config) -> Config:
+    data = config.data
     data = dataclasses.replace(
         data,
         texts=_absolute(data.texts, "data.texts"),
@@ -227,7 +251,16 @@ def resolve(config: Config) -> Config:
     meta = config.rm.meta
     meta = dataclasses.replace(meta, samples=_absolute(meta.samples, "rm.meta.samples"))
     rm = dataclasses.replace(config.rm, meta=meta, base=_absolute(config.rm.base, "rm.base"))
-    return dataclasses.replace(config, data=data, model=model, rm=rm)
+    sources = tuple(
+        dataclasses.replace(
+            source,
+            model=_absolute(source.model, "reward.sources.model"),
+            classifier=_absolute(source.classifier, "reward.sources.classifier"),
+        )
+        for source in config.reward.sources
+    )
+    reward = dataclasses.replace(config.reward, sources=sources)
+    return dataclasses.replace(config, data=data, model=model, rm=rm, reward=reward)
 
 
 def claim(config: Config, *, resume: bool) -> None:
@@ -278,7 +311,8 @@ FILES = (".txt", ".tsv", ".jsonl", ".parquet", ".json")
 
 def _files(config: Config) -> Sequence[Path]:
     data = config.data
-    given = (data.texts, data.prompts, data.preferences, data.heldout_prompts)
+    given = [data.texts, data.prompts, data.preferences, config.rm.meta.samples]
+    given += [data.heldout_prompts, data.heldout_preferences]
     return [Path(path) for path in given if path and Path(path).is_file()]
 
 

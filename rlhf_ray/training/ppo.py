@@ -19,7 +19,8 @@ from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.orchestration.cluster import Cluster, Specs
 from rlhf_ray.orchestration.plan import Plan
-from rlhf_ray.training import calibration, live
+from rlhf_ray.training import live
+from rlhf_ray.training.calibration import store_with_model
 from rlhf_ray.training.engine import context_tokens, weights_dtype
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
@@ -65,21 +66,20 @@ def run_ppo(
 ) -> dict[str, Any]:
     """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
     specs = make_specs(config, plan, start, prompts)
-    cluster = Cluster(config, plan, prompts, specs, Journal(config.dir, console.note))
+    journal = Journal(config.dir, console.note)
+    cluster = Cluster(config, plan, prompts, specs, journal)
     try:
         if log.gauges:
             cluster.reactor.every(live.EVERY, live.Live(cluster, log.gauges).update)
-        checkpoint = cluster.checkpoints.latest() if start.resume else None
-        if checkpoint is None:
-            calibration.forget(config)
-        cluster.start(checkpoint)
+        cluster.start(cluster.checkpoints.latest() if start.resume else None)
         log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
-            record = Record(config, cluster, log, line)
+            record = Record(config, cluster, log, line, tell=journal)
             cluster.persist(record.prepare)
             train(config, cluster, record)
         with written_aside(config.dir / "policy") as aside:
             cluster.save_policy(aside)
+        store_with_model(config, cluster.scorers.calibration)
         return record.summary(bad_rows=prompts.bad_rows, cut_prompts=prompts.cut)
     finally:
         cluster.shutdown()

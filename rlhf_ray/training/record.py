@@ -3,12 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlhf_ray.algos.kl import negative_kl_alarm
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import CALIBRATION, HELDOUT
 from rlhf_ray.models.reward_model import Calibration
@@ -17,7 +18,6 @@ from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.observe.samples import Sample, Split, write_samples
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.rollouts import Batch
-from rlhf_ray.training.calibration import store_with_model
 from rlhf_ray.training.evaluation import Evaluation, calibrate, evaluate, kl_efficiency
 
 CALIBRATION_PROMPTS = 256
@@ -34,7 +34,9 @@ class Record:
         cluster: Cluster,
         log: RunLog,
         line: PhaseLine,
+        tell: Callable[[str], None],
     ) -> None:
+        self._tell = tell
         self._config, self._cluster, self._log, self._line = config, cluster, log, line
         self._seconds: dict[str, float] = {}
         self._began = time.monotonic()
@@ -56,7 +58,6 @@ class Record:
         if self._cluster.step == 0:
             found = calibrate(self._cluster.sample(CALIBRATION, 0, CALIBRATION_PROMPTS))
             _write_json(path, asdict(found))
-            store_with_model(self._config, found)
         self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
         if self._cluster.step == 0:
             self.evaluate(0)
@@ -96,6 +97,8 @@ class Record:
 
     def report(self, step: int, batch: Batch, stats: dict[str, float]) -> None:
         """One row of metrics, some samples, one line of progress."""
+        if warning := alarm(stats, batch.rows):
+            self._tell(f"step {step + 1}: {warning}")
         total = time.monotonic() - self._began
         work = total - self._seconds.get("time/evaluate", 0.0)
         row = stats | self._seconds | self._pending
@@ -170,6 +173,13 @@ class Record:
             return {}
         gain = (found.score - base.score) / base.score_std
         return {"kl/efficiency": kl_efficiency(gain, found.kl)}
+
+
+def alarm(stats: dict[str, float], responses: int) -> str | None:
+    """What is wrong with an iteration's KL, if anything; not judged where tokens are stale."""
+    if stats["staleness/max"] > 0:
+        return None
+    return negative_kl_alarm(stats["kl/mean_k1"], stats["kl/std_k1"], responses)
 
 
 def _keep_samples(

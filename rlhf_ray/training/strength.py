@@ -7,13 +7,14 @@ Shapes: M models, R judgements of a pair, P pairs, N texts.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from rlhf_ray.algos.ranking import preference_strength
@@ -137,7 +138,10 @@ def _judgements(gaps_MP: np.ndarray) -> Tensor:
 
 
 def write_strength(directory: Path, config: Config, base: str, found: list[PairStrength]) -> None:
-    """strength.jsonl, a pair a line, and strength.json, which says of what and how."""
+    """strength.jsonl, a pair a line, and strength.json, which says of what and how.
+
+    found: of the lists that `read_lists(config)` gives now; their digest is kept beside it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(asdict(one)) + "\n" for one in found)
     (directory / PAIRS_FILE).write_text(lines, encoding="utf-8")
@@ -148,6 +152,7 @@ def write_strength(directory: Path, config: Config, base: str, found: list[PairS
             "on_bad_row": config.data.on_bad_row,
             "seed": config.run.seed,
             "base": base,
+            "digest": digest_of(read_lists(config)),
             **asdict(config.strength),
         },
     )
@@ -170,8 +175,18 @@ def read_strength(directory: Path) -> tuple[list[PairStrength], PreferenceSet, d
         settings["preferences"], on_bad_row=settings["on_bad_row"], seed=settings["seed"]
     )
     pairs = [(i, p.better, p.worse) for i, one in enumerate(lists) for p in one.comparisons()]
-    if pairs != [(one.list, one.better, one.worse) for one in found]:
+    measured = [(one.list, one.better, one.worse) for one in found]
+    if pairs != measured or settings.get("digest") != digest_of(lists):
         raise ValueError(
             f"{settings['preferences']} has changed since its strength was measured: measure again"
         )
     return found, lists, settings
+
+
+def digest_of(lists: Iterable[RankedList]) -> str:
+    """Of what a model learns from these lists, in their order: texts, ranks and pairs."""
+    digest = xxhash.xxh3_128()
+    for one in lists:
+        content = one.prompt, one.responses, one.ranks, [astuple(pair) for pair in one.pairs]
+        digest.update(json.dumps(content).encode() + b"\n")
+    return digest.hexdigest()

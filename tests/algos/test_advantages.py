@@ -148,10 +148,21 @@ def test_rloo_and_grpo_against_plain_python(grouped):
         )
 
 
-def test_equal_scores_have_no_advantage():
-    scores, ids = torch.full((4,), 0.1), torch.tensor([9, 9, 9, 9])
-    assert grpo(scores, ids).abs().max() < 1e-3
-    assert rloo(scores, ids).abs().max() < 1e-7
+@pytest.mark.parametrize("score", [0.1, 1.3, -37.7, 1000.1, 1e20])
+@pytest.mark.parametrize("size", [2, 3, 7, 11])
+def test_equal_scores_have_no_advantage_and_a_finite_gradient(score, size):
+    for estimator in (rloo, grpo):
+        scores = torch.full((size,), score).requires_grad_()
+        advantages = estimator(scores, torch.full((size,), 9))
+        assert advantages.dtype == torch.float32 and not advantages.any()
+        advantages[0].backward()
+        assert scores.grad.isfinite().all()
+
+
+def test_groups_of_huge_scores_have_the_advantages_of_small_ones():
+    scores, ids = torch.tensor([1.0, 2.0, 4.0]), torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(grpo(scores * 1e20, ids), grpo(scores, ids), rtol=1e-3, atol=0)
+    torch.testing.assert_close(rloo(scores * 8e37, ids), rloo(scores, ids) * 8e37)
 
 
 @pytest.mark.parametrize("estimator", [rloo, grpo])

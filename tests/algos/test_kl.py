@@ -91,11 +91,11 @@ def test_adaptive_coefficient_refuses_nonsense():
 
 
 def test_alarm_tells_a_wrong_sign_from_noise():
-    noisy = torch.tensor([-1.0, 1.2, -0.8, 0.3])
-    assert negative_kl_alarm(noisy) is None
-    assert negative_kl_alarm(torch.full((64,), -0.05)) is None
-    message = negative_kl_alarm(torch.full((64,), -3.0))
+    assert negative_kl_alarm(-0.4, 0.9, 64) is None, "within four standard errors"
+    assert negative_kl_alarm(-0.5, 0.9, 64) is not None
+    assert negative_kl_alarm(-0.05, 0.0, 64) is None
+    message = negative_kl_alarm(-3.0, 0.0, 64)
     assert message is not None and "-3.000 nats" in message and "temperature" in message
-    assert negative_kl_alarm(torch.tensor([float("nan"), 1.0])) is not None
-    with pytest.raises(ValueError, match="empty"):
-        negative_kl_alarm(torch.zeros(0))
+    assert negative_kl_alarm(float("nan"), 1.0, 2) is not None
+    with pytest.raises(ValueError, match="responses is 0"):
+        negative_kl_alarm(0.0, 0.0, 0)

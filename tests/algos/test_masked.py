@@ -66,10 +66,19 @@ def test_a_slice_without_unmasked_element_raises():
 
 
 def test_variance_of_equal_numbers_far_from_zero_is_zero():
-    x = torch.full((1, 1000), 4096.25)
+    for value in (4096.3, 1000.1, 10.1):
+        x = torch.full((1, 1000), value)
+        mask = torch.ones_like(x, dtype=torch.bool)
+        assert float(masked_moments(x, mask)[2]) == 0
+        assert masked_whiten(x, mask).abs().max() == 0
+
+
+def test_whitening_of_huge_numbers_and_by_plain_stats():
+    x = torch.tensor([[1.0, 2.0, 4.0]])
     mask = torch.ones_like(x, dtype=torch.bool)
-    assert float(masked_moments(x, mask)[2]) == 0
-    assert masked_whiten(x, mask).abs().max() == 0
+    torch.testing.assert_close(masked_whiten(x * 1e20, mask), masked_whiten(x, mask))
+    torch.testing.assert_close(masked_whiten(x, mask, stats=(3, 2.0, 4.0)), (x - 2) / 2)
+    assert float(masked_mean(torch.tensor(2.5), torch.tensor(True))) == 2.5
 
 
 @few

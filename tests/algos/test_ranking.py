@@ -310,3 +310,11 @@ def test_nonsense_raises():
         ranked_list_loss(x, ids, denominator=-1)
     with pytest.raises(ValueError, match="gaps_MP has no rows"):
         preference_strength(torch.zeros(0, 3))
+
+
+def test_a_share_of_nothing_costs_nothing_however_large_the_loss():
+    better, worse = torch.tensor([torch.inf, 3.0]), torch.zeros(2)
+    target = torch.tensor([1.0, 1.0])
+    assert pairwise_loss(better, worse, target=target).tolist() == pytest.approx([0.0, 0.04858735])
+    worst = pairwise_loss(-better, worse, target=1 - target)
+    assert worst.tolist() == pytest.approx([0.0, 0.04858735])

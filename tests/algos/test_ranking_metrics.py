@@ -143,3 +143,11 @@ def test_nonsense_raises():
             metric(torch.tensor([1]))
     with pytest.raises(ValueError, match="list_ids_N has shape"):
         score_gaps(torch.zeros(2), torch.zeros(3, dtype=torch.long))
+
+
+def test_what_is_not_a_number_is_never_right():
+    ids, bad = torch.zeros(2, dtype=torch.long), torch.tensor([float("nan"), float("nan")])
+    assert float(exact_order(bad, ids)) == 0
+    assert float(exact_order(torch.full((2,), -torch.inf), ids)) == 0
+    with pytest.raises(ValueError, match="gaps_P holds NaN"):
+        expected_calibration_error(bad)

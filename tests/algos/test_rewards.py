@@ -106,3 +106,10 @@ def test_nonsense_raises():
     mask = torch.ones(3, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="2 scores, but the mask has 3 rows"):
         shaped_rewards(scores, torch.zeros(3, 2), torch.zeros(3, 2), mask, kl_coef=0.1)
+
+
+def test_without_a_price_an_impossible_token_of_the_reference_costs_nothing():
+    refs = torch.tensor([[-torch.inf, -1.0]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found = shaped_rewards(torch.tensor([2.0]), torch.zeros(1, 2), refs, mask, kl_coef=0.0)
+    assert found.tolist() == [[0.0, 2.0]]

@@ -65,6 +65,21 @@ def test_either_rank_of_two_killed(base: Path, new_run: Make):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_separate_critic_begins_again_as_it_began(new_run: Make):
+    """Killed before the first checkpoint: the critic is built from the reward model once more."""
+    apart = (*FLAGS, "--ppo.critic=separate", "--checkpoint.every=1000")
+    calm, place = new_run("calm")
+    succeed("ppo", *place, *apart)
+    run, place = new_run("struck")
+    strikes = [Strike("learner", "learner updates", 3, part_of_update=0.5)]
+    run_struck(run, place, apart, strikes, limit=350)
+    all_struck(run, strikes)
+    check(run, STEPS)
+    assert fingerprint(run) == fingerprint(calm)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("last", [KILL, STOP, DRIVER])
 def test_running_ahead_struck(new_run: Make, last: int | str):

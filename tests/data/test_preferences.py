@@ -19,6 +19,7 @@ from rlhf_ray.data.preferences import (
     write_tsv,
 )
 from rlhf_ray.data.ranked_list import Comparison
+from tests.data.characters import character_tokenizer
 
 HH = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: a joke\n\nAssistant:"
 
@@ -128,6 +129,31 @@ def test_chat_template_renders_conversations_and_prompts(tmp_path, chat_tokenize
     assert [one.group for one in found] == ["p", "hi", "q", ""]
     never = lists_of(tmp_path, *rows, tokenizer=chat_tokenizer, chat_template="never")
     assert never == lists_of(tmp_path, *rows)
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('only user and assistant') }}{% endif %}<{{ m['role'] }}>"
+    "{{ m['content'] }}{% endfor %}<assistant>"
+)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path):
+    refused = {"prompt": [{"role": "tool", "content": "q"}], "selected": "s", "rejected": "r"}
+    rows = [{"prompt": "p", "selected": "s", "rejected": "r"}, refused]
+    tokenizer = character_tokenizer(template=REFUSING)
+    fault = r"a\.jsonl:2: the chat template refuses messages by tool: only user and assistant"
+    with pytest.raises(ValueError, match=fault):
+        lists_of(tmp_path, *rows, tokenizer=tokenizer)
+    found = lists_of(tmp_path, *rows, tokenizer=tokenizer, on_bad_row="skip")
+    assert [one.prompt for one in found] == ["<user>p<assistant>"] and found.bad_rows == 1
+
+
+def test_a_template_that_is_broken_is_no_fault_of_a_row(tmp_path):
+    row = {"prompt": "p", "selected": "s", "rejected": "r"}
+    tokenizer = character_tokenizer(template="{% for m in messages %}")
+    with pytest.raises(ValueError, match=r"template of the tokenizer .* is broken: .*never$"):
+        lists_of(tmp_path, row, tokenizer=tokenizer, on_bad_row="skip")
 
 
 def test_parquet_and_saved_data_sets_read_the_same(tmp_path):
@@ -298,6 +324,19 @@ def test_paths_of_a_mixture_become_absolute(tmp_path, monkeypatch):
     assert absolute_parts("owner/name") == "owner/name"
     with pytest.raises(ValueError, match=r"c.tsv: there is no such file"):
         absolute_parts("a.tsv=2,c.tsv")
+
+
+def test_a_path_of_a_mixture_may_hold_an_equals_sign(tmp_path, monkeypatch):
+    folder = tmp_path / "run=3"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("a.tsv", "b.tsv"):
+        (folder / name).write_text(f"{name}\ty\n")
+    named = absolute_parts("a.tsv=2,b.tsv")
+    assert named == f"{folder}/a.tsv=2,{folder}/b.tsv=1" == absolute_parts(named)
+    monkeypatch.chdir(tmp_path)
+    for mixture in (named, "run=3/a.tsv=2,run=3/b.tsv"):
+        assert [one.responses[0] for one in load_lists(mixture)] == ["a.tsv", "a.tsv", "b.tsv"]
 
 
 def test_mixtures_take_each_part_by_its_weight(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.config import Data
 from rlhf_ray.data.prompts import batch_of_step, load_prompts
-from tests.data.characters import BOS, ids
+from tests.data.characters import BOS, character_tokenizer, ids
 
 LINES = [f"line {i}" for i in range(50)]
 
@@ -67,6 +67,17 @@ def test_json_rows_with_a_column_and_with_messages(tmp_path, tokenizer, chat_tok
     assert load(path, chat_tokenizer, chat_template="never", **options) == plain
     with pytest.raises(ValueError, match="no chat template"):
         load(path, tokenizer, chat_template="always", **options)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path):
+    template = "{% for m in messages %}{{ raise_exception('no tool here') if m['role'] == 'tool' "
+    tokenizer = character_tokenizer(template=template + "else m['content'] }}{% endfor %}")
+    turns = [[{"role": role, "content": "q"}] for role in ("user", "tool")]
+    path = write(tmp_path, "a.jsonl", (json.dumps({"prompt": turn}) for turn in turns))
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: the chat template refuses"):
+        load(path, tokenizer, heldout_fraction=0)
+    found = load(path, tokenizer, heldout_fraction=0, on_bad_row="skip")
+    assert [p.text for p in found.train] == ["q"] and found.bad_rows == 1
 
 
 def test_long_prompts_are_cut_from_the_left_and_counted(tmp_path, bos_tokenizer):

@@ -85,6 +85,39 @@ def test_what_cannot_be_read_at_all_is_told_at_once(tmp_path):
             rows(name)
 
 
+NOT_UTF8 = [b"fine", b"\xff\xfe", b"also fine", b"ab\xff"]
+
+
+def table_of(values):
+    """A column `text` of these bytes, which Arrow holds as text without looking at them."""
+    held = pa.array(values, type=pa.binary())
+    return pa.table({"n": range(len(values)), "text": pa.Array.from_buffers(
+        pa.string(), len(values), held.buffers())})  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["parquet", "data set"])
+def test_columns_that_are_no_text_are_bad_rows(tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table_of(NOT_UTF8), path)
+    if kind == "data set":
+        path = tmp_path / "saved"
+        datasets.Dataset(table_of(NOT_UTF8)).save_to_disk(str(path))
+    with pytest.raises(ValueError, match=rf"{path}:2: .*not UTF-8.*--data\.on-bad-row skip"):
+        rows(path)
+    bad = BadRows("skip")
+    found = [(row.line, row.value["text"]) for row in read_rows(path, bad)]
+    assert found == [(1, "fine"), (3, "also fine")]
+    assert [example.removeprefix(f"{path}:")[:2] for example in bad.examples] == ["2:", "4:"]
+
+
+def test_a_broken_file_of_a_data_set_is_told_with_its_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a"}\n{"text": ')
+    with pytest.raises(ValueError, match=rf"{tmp_path}/data' .*JSON parse error.*mend that file"):
+        rows(tmp_path / "data", "skip")
+
+
 @given(st.text())
 def test_unescape_is_the_inverse_of_escape(text):
     cell = escape(text)

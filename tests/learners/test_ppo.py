@@ -121,6 +121,8 @@ def test_what_a_reward_left_is_learned_from_though_it_does_not_divide() -> None:
 
 def test_bad_tables_are_refused() -> None:
     one = learner(settings=SETTINGS)
+    with pytest.raises(ValueError, match="the reward dropped them all"):
+        one.update(0, table().slice(0, 0))
     with pytest.raises(ValueError, match="1 rollouts are left for 2 minibatches"):
         one.update(0, table(rows=1))
     with pytest.raises(ValueError, match=r"scores_B holds NaN or inf"):

@@ -216,9 +216,3 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_keeping_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint\.keep is 0.*--checkpoint\.keep 1"):
         Disk(tmp_path, keep=0)
-
-
-def test_clear_removes_them_all(disk: Disk) -> None:
-    disk.write(5)
-    disk.store.clear()
-    assert disk.store.latest() is None and not disk.directory.exists()

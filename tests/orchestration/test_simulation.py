@@ -255,6 +255,23 @@ def test_a_generator_that_starts_late_takes_the_current_version() -> None:
     assert [made.version for made in started.live()] == [Version(0, 3)] * 2
 
 
+@pytest.mark.parametrize("fault", ["_die", "_stop", None])
+def test_all_rest_who_are_still_there(fault: str | None) -> None:
+    """One that dies, or hangs until it is condemned, is not waited for."""
+    started = Started(Scenario(generators=2, pace=Pace(beat=0.5)))
+    first = started.live()[0]
+    if fault:
+        started.world.after(0.1, getattr(first, fault))
+    asked: list[str] = []
+    for made in started.live():
+        made.rest = lambda made=made, own=made.rest: asked.append(made.name) or own()
+    began = started.world.now
+    started.pool.rest()
+    assert asked == ["generator-0", "generator-1"]
+    limit = started.run.scenario.heartbeat_timeout * 3 if fault == "_stop" else 1.0
+    assert 0.5 <= started.world.now - began <= limit
+
+
 def test_a_generator_whose_version_is_gone_waits_for_the_next() -> None:
     started = Started(Scenario(generators=1))
     (made,) = started.live()

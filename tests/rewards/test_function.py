@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf_ray.rewards.function import FunctionReward
+from rlhf_ray.rewards.function_pool import Call, Outcome
 from rlhf_ray.rewards.protocol import Responses
 
 USER_MODULE = '''
@@ -50,6 +52,8 @@ def faulty(prompts, responses):
         if response == "kill":
             os.kill(os.getpid(), 9)
         if response == "hang":
+            with open(os.environ.get("CALLS", os.devnull), "a") as file:
+                file.write(f"{len(responses)}\\n")
             time.sleep(1e6)
         if response == "spin":
             re.match("(a+)+$", "a" * 60 + "b")
@@ -196,6 +200,20 @@ def test_a_hung_process_is_replaced_and_its_neighbour_is_not(make) -> None:
     assert gone(list(set(before) - set(after)))
 
 
+def test_a_function_that_always_hangs_is_not_asked_for_every_sample(
+    make, tmp_path: Path, monkeypatch
+) -> None:
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("CALLS", str(calls))
+    reward = make("faulty", timeout_s=0.3, on_error="drop")
+    assert reward(batch(*["hang"] * 8, "fine")).valid.tolist() == [False] * 9
+    assert calls.read_text().split() == ["9", "1", "1", "1"]
+    calls.unlink()
+    found = reward(batch("fine", "hang", "hang", "hang", "hang", "fine"))
+    assert found.valid.tolist() == [True, False, False, False, False, True]
+    assert calls.read_text().split() == ["6", "1", "1", "1", "1"]
+
+
 def test_what_a_hung_function_started_dies_with_it(make, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FAMILY", str(tmp_path / "family"))
     reward = make("faulty", timeout_s=1.0, on_error="drop")
@@ -267,6 +285,49 @@ def test_an_idle_process_that_was_killed_is_replaced(make) -> None:
     os.kill(pids[0], signal.SIGKILL)
     assert gone(pids[:1])
     assert reward(batch("a", "b")).scores == pytest.approx([8.1, 8.1])
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """A Ctrl-C in the block, so long after it began."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next_one(make) -> None:
+    reward = make("faulty", processes=2)
+    pids = reward._pool.pids()
+    with interrupted_after(0.5):
+        reward(batch("hang", "fine"))
+    assert gone(pids[:1])
+    for responses in (["a", "bb"], ["ccc", "dddd"]):
+        outcomes = reward._pool.run([Call(["p"], [response]) for response in responses])
+        assert outcomes == [Outcome(items=[float(len(response))]) for response in responses]
+
+
+def test_a_process_that_was_interrupted_as_it_loads_is_loaded_anew(tmp_path: Path) -> None:
+    """The call finds the process dead, and the interrupt comes while it awaits the new one."""
+    (tmp_path / "slow_to_load.py").write_text(
+        "import os, time\n"
+        "if os.path.exists('slow'):\n    time.sleep(1e6)\n"
+        "def length(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+    )
+    reward = FunctionReward("slow_to_load:length")
+    (tmp_path / "slow").touch()
+    os.kill(reward._pool.pids()[0], signal.SIGKILL)
+    assert gone(reward._pool.pids())
+    with interrupted_after(1.0):
+        reward(batch("a"))
+    assert gone(reward._pool.pids())
+    (tmp_path / "slow").unlink()
+    assert reward(batch("abc")).scores.tolist() == [3]
+    reward.close()
 
 
 def test_it_serves_when_the_thread_that_made_it_has_ended(make) -> None:

@@ -4,11 +4,13 @@ import io
 import json
 import runpy
 import sys
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
 from rlhf_ray.config import RewardSource
 from rlhf_ray.models.ensemble import first_member, member_name, read_ensemble, write_ensemble
@@ -150,15 +152,59 @@ def test_the_job_writes_a_table_and_json_lines(model: Path, tmp_path: Path, caps
     assert table[0].endswith("Name a tea.Oolong.")
 
 
+def feed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Have the standard input hold these bytes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mark", [b"", BOM_UTF8], ids=["no mark", "byte-order mark"])
 @pytest.mark.parametrize("form", ["lines", "objects"])
-def test_the_job_reads_the_standard_input(form: str, model: Path, monkeypatch, capsys) -> None:
+def test_the_job_reads_the_standard_input(
+    form: str, mark: bytes, model: Path, monkeypatch, capsys
+) -> None:
     lines = RESPONSES if form == "lines" else [json.dumps({"text": text}) for text in RESPONSES]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    feed(monkeypatch, mark + "\n".join(lines).encode())
     assert job("--model", str(model), "--dtype", "float32", "--format", "jsonl", "-") == 0
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["response"] for row in written] == RESPONSES
     expected = Scorer(model, dtype="float32").texts(RESPONSES)
     np.testing.assert_allclose([row["score"] for row in written], expected, atol=1e-5)
+
+
+def test_a_bad_row_of_the_standard_input_is_a_bad_row(model: Path, monkeypatch, capsys) -> None:
+    content = b"fine\n\xff\xfe\nalso fine\n"
+    common = ("--model", str(model), "--format", "jsonl", "-")
+    feed(monkeypatch, content)
+    assert job(*common) == 2
+    assert "stdin.txt:2: not UTF-8 text" in capsys.readouterr().err
+    feed(monkeypatch, content)
+    assert job(*common, "--on-bad-row", "skip") == 0
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["response"] for row in written] == ["fine", "also fine"]
+
+
+def test_the_job_calibrates_with_a_tokenizer_that_runs_its_own_code(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model = write_model(tmp_path / "reward")
+    (model / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
+    }
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "s.jsonl").write_text(json.dumps({"prompt": "", "responses": RESPONSES}))
+    args = ("--model", str(model), "--calibrate", str(tmp_path / "s.jsonl"))
+    assert job(*args) == 2
+    assert "custom code" in capsys.readouterr().err
+    assert job(*args, "--trust-remote-code") == 0
+    assert read_calibration(model).samples == 3
 
 
 def test_the_job_calibrates_and_then_tells_deviations(tmp_path: Path, capsys) -> None:
@@ -183,3 +229,5 @@ def test_what_the_job_cannot_do_it_says(model: Path, capsys) -> None:
     assert "give a FILE to score" in capsys.readouterr().err
     assert job("--model", str(model.parent), "a.txt") == 2
     assert "no tokenizer" in capsys.readouterr().err
+    assert job("--model", str(model), "--batch", "0", "a.txt") == 2
+    assert "--batch is 0 rows scored at a time: give at least 1" in capsys.readouterr().err

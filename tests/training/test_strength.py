@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_ray.config import RM, Strength
+from rlhf_ray.config import RM, Data, Strength
 from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import leaks, load_lists
 from rlhf_ray.data.ranked_list import Comparison, RankedList
@@ -130,6 +130,53 @@ def test_margins_are_of_all_pairs_and_of_the_label_as_it_stands() -> None:
     assert lists[1].comparisons() == (Comparison(1, 0, margin=-1.5, target=0.9),)
 
 
+def mended(one: RankedList, how: str, *means: float) -> tuple[Comparison, ...]:
+    """Comparisons of this list after `how`; a pair of negative mean is weak."""
+    found = [
+        PairStrength(0, pair.better, pair.worse, mean=mean, std=0.1, agree=0.9, target=0.7)
+        for pair, mean in zip(one.comparisons(), means, strict=True)
+    ]
+    needed = {} if how == "margin" else {"threshold": 0.0}
+    return clean([one], found, how, Limits(**needed))[0][0].ranked.comparisons()
+
+
+BROUGHT = (Comparison(0, 1, margin=0.5, target=0.8), Comparison(1, 2, margin=0.3, target=0.9))
+
+
+@pytest.mark.parametrize(
+    ("how", "weak"),
+    [
+        ("drop", None),
+        ("flip", Comparison(2, 1)),
+        ("soft", Comparison(1, 2, margin=0.3, target=0.7)),
+        ("smooth", Comparison(1, 2, margin=0.3, target=0.9)),
+    ],
+)
+def test_a_pair_keeps_the_margin_and_target_it_came_with(how: str, weak: Comparison | None) -> None:
+    one = dataclasses.replace(LISTS[2], pairs=BROUGHT)
+    assert mended(one, how, 1.0, -1.0) == ((BROUGHT[0],) if weak is None else (BROUGHT[0], weak))
+
+
+def test_a_remedy_that_sets_margins_leaves_targets_and_a_flipped_pair_has_none_left() -> None:
+    one = dataclasses.replace(LISTS[2], pairs=BROUGHT)
+    assert mended(one, "margin", 1.0, -1.0) == (
+        Comparison(0, 1, margin=1.0, target=0.8),
+        Comparison(1, 2, margin=-1.0, target=0.9),
+    )
+    assert mended(one, "flip+margin", 1.0, -1.0) == (
+        Comparison(0, 1, margin=1.0, target=0.8),
+        Comparison(2, 1, margin=1.0),
+    )
+
+
+def test_two_texts_compared_twice_stay_compared_twice() -> None:
+    one = dataclasses.replace(LISTS[0], pairs=(Comparison(0, 1), Comparison(0, 1)))
+    for how in ("flip", "margin", "smooth"):
+        assert len(mended(one, how, 1.0, -1.0)) == 2
+    assert mended(one, "flip", 1.0, -1.0) == (Comparison(0, 1), Comparison(1, 0))
+    assert mended(one, "drop", 1.0, -1.0) == (Comparison(0, 1),)
+
+
 @pytest.mark.parametrize("how", REMEDIES)
 def test_a_cleaned_set_is_written_and_read_back(how: str, tmp_path: Path) -> None:
     config = config_for(tmp_path, 8)
@@ -160,6 +207,41 @@ def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
         read_strength(tmp_path / "s")
     with pytest.raises(ValueError, match="holds no preference strength"):
         read_strength(tmp_path)
+
+
+def test_strength_is_of_these_texts_ranks_and_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "lists.jsonl"
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 1, 2]}
+    row["pairs"] = [{"better": 0, "worse": 1, "margin": 0.5, "target": 0.8}]
+    path.write_text(json.dumps(row))
+    config = config_for(tmp_path, 8, data=Data(preferences=str(path)))
+    write_strength(tmp_path / "s", config, "base", [PairStrength(0, 0, 1, 1.0, 0.1, 1.0, 0.7)])
+    assert len(read_strength(tmp_path / "s")[0]) == 1
+    changes = [
+        {"prompt": "q"},
+        {"responses": ["a", "B", "c"]},
+        {"ranks": [1, 2, 3]},
+        {"pairs": [row["pairs"][0] | {"margin": 0.6}]},
+        {"pairs": [row["pairs"][0] | {"target": 0.9}]},
+    ]
+    for change in changes:
+        path.write_text(json.dumps(row | change))
+        with pytest.raises(ValueError, match="has changed since its strength was measured"):
+            read_strength(tmp_path / "s")
+    path.write_text(json.dumps(row | {"id": 7}))  # a column that no model sees
+    assert len(read_strength(tmp_path / "s")[0]) == 1
+
+
+def test_strength_without_a_digest_is_measured_again(tmp_path: Path) -> None:
+    config = config_for(tmp_path, 8)
+    found = strengths(list(read_lists(config)), [np.zeros(24)])
+    write_strength(tmp_path / "s", config, "base", found)
+    assert len(read_strength(tmp_path / "s")[0]) == 24
+    settings = json.loads((tmp_path / "s" / "strength.json").read_text())
+    del settings["digest"]
+    (tmp_path / "s" / "strength.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"lists\.tsv has changed .*: measure again"):
+        read_strength(tmp_path / "s")
 
 
 def test_weak_is_a_share_or_a_threshold() -> None:
