@@ -90,6 +90,10 @@ def clean_set(argv: list[str]) -> int:
         margin_limit=options.margin_limit,
     )
     cleaned, counts = clean(lists, found, options.how, limits)
+    if not cleaned:
+        raise ValueError(
+            f"--how {options.how} leaves none of {len(lists)} lists: lower --fraction or --threshold"
+        )
     kept, columns = zip(*rows_of(cleaned), strict=True)
     write_jsonl(options.out, kept, columns=columns)
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
