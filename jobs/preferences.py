@@ -92,7 +92,8 @@ def clean_set(argv: list[str]) -> int:
     cleaned, counts = clean(lists, found, options.how, limits)
     if not cleaned:
         raise ValueError(
-            f"--how {options.how} leaves none of {len(lists)} lists: lower --fraction or --threshold"
+            f"--how {options.how} leaves none of {len(lists)} lists: "
+            f"lower --fraction, or --threshold"
         )
     kept, columns = zip(*rows_of(cleaned), strict=True)
     write_jsonl(options.out, kept, columns=columns)
