@@ -2,9 +2,8 @@
 
 A mask is True where an element counts. Results are float32 or better (float64 in, float64 out).
 A masked element changes nothing: neither value nor gradient, even when it is NaN or inf.
-Moments are summed in float64: equal numbers have exactly no variance, however large they are.
 Moments are (count, mean, var) with the population variance, the same for any split of the
-elements: see `combine_moments`.
+elements: see `combine_moments`. They are summed in float64, so that equal numbers have no variance.
 """
 
 from __future__ import annotations

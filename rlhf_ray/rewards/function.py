@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_ray.rewards.function_pool import Call, FunctionPool, Outcome
 from rlhf_ray.rewards.protocol import Responses, Scores
 
-HANGS = 3
+HANGS = 3  # samples, called alone one after another, after which a function is taken to hang
 
 _log = logging.getLogger(__name__)
 

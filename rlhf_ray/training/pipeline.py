@@ -72,7 +72,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
 
 
 def _begin(config: Config, plan: Plan) -> None:
-    """Write what the run is of. Not before all of it was accepted: --resume reads it."""
+    """Write what the run is of; not before the cluster has room for it, for --resume reads it."""
     _write(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
     write_provenance(
         config.dir, config.to_dict(), data_files=_files(config), threads={"role": plan.threads}

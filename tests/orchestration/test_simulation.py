@@ -8,7 +8,7 @@ version.
 import random
 
 import pytest
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
 from rlhf_ray.orchestration.ledger import BatchKey
@@ -214,6 +214,15 @@ def test_when_every_generator_has_died_the_run_ends_with_the_cause() -> None:
 
     with pytest.raises(RuntimeError, match="every generator has died, the last of: The actor"):
         started.until(kill)
+
+
+def test_when_no_engine_can_start_the_run_ends_with_the_cause(monkeypatch) -> None:
+    """An error of its own, not a death: another generator would have it too."""
+    cause = RuntimeError("no room for one cache block")
+    broken = RayTaskError("ready", "its traceback", cause)
+    monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(1.0, error=broken))
+    with pytest.raises(ValueError, match="no generator could be started: no room for one cache"):
+        Started(Scenario(generators=1))
 
 
 def test_a_return_to_a_checkpoint_recalls_what_is_on_its_way() -> None:
