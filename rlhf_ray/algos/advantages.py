@@ -23,6 +23,7 @@ from rlhf_ray.algos.checks import (
     check_rows,
     compute_dtype,
     select_tokens,
+    widen_scores,
     zero_outside,
 )
 
@@ -44,7 +45,7 @@ def gae(
     Args:
         rewards_BT: floating point [B, T], from `shaped_rewards`.
         values_BT: floating point [B, T].
-        response_mask_BT: bool or integer [B, T], with holes or padding on either side.
+        response_mask_BT: bool or 0/1 [B, T], with holes or padding on either side.
         gamma, lam: γ and λ, in [0, 1].
 
     Returns: (advantages_BT, returns_BT) [B, T] in the compute dtype, 0 where masked.
@@ -66,30 +67,33 @@ def reinforce_pp(
     """Discounted sums of shaped rewards to the end (REINFORCE++, Hu 2025, without the whitening).
 
     G_t = r_t + γ·G_{t'}, with t' the next unmasked position and 0 past the last one.
+    (Hu 2025, arXiv 2501.03262; the recursion is that of Sutton and Barto 2018, eq. 3.9.)
 
     Args:
         rewards_BT: floating point [B, T], from `shaped_rewards`.
-        response_mask_BT: bool or integer [B, T].
+        response_mask_BT: bool or 0/1 [B, T].
         gamma: γ, in [0, 1].
 
-    Returns: (advantages_BT, returns_BT), both G, [B, T] in the compute dtype, 0 where masked.
+    Returns: (advantages_BT, returns_BT), both G, [B, T] in the compute dtype, 0 where masked; two
+        tensors, so that one may be whitened in place.
     Raises: ValueError for γ out of range, a row without an unmasked position, another shape or
         dtype.
     """
     check_range(0, 1, gamma=gamma)
     mask_BT, (rewards_BT,) = select_tokens(response_mask_BT, rewards_BT=rewards_BT)
     returns_BT = _discounted_sums(rewards_BT, mask_BT, gamma)
-    return returns_BT, returns_BT
+    return returns_BT, returns_BT.clone()
 
 
 def rloo(scores_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Score minus the mean of the others of its group (Ahmadian et al. 2024; Kool et al. 2019).
+    """Score minus the mean of the others of its group (REINFORCE leave-one-out).
 
     A_i = s_i − Σ_{j≠i} s_j/(n − 1) = (s_i − mean)·n/(n − 1). The KL goes in beforehand:
     s = score − β·Σ_t k1 (`response_kl`).
+    (Ahmadian et al. 2024, arXiv 2402.14740, the RLOO estimator; Kool et al. 2019.)
 
     Args:
-        scores_B: floating point [B].
+        scores_B: floating point or integer [B].
         group_ids_B: integers [B], in any order.
 
     Returns: advantages_B [B] in the compute dtype (`per_token` spreads them).
@@ -105,7 +109,7 @@ def grpo(scores_B: Tensor, group_ids_B: Tensor, *, scale: bool = True) -> Tensor
     std has ddof 1. The KL goes in the loss, as k3 (`kl_loss`).
 
     Args:
-        scores_B: floating point [B].
+        scores_B: floating point or integer [B].
         group_ids_B: integers [B], in any order.
         scale: False leaves the division out (Liu et al. 2025, "Dr. GRPO").
 
@@ -122,8 +126,15 @@ def grpo(scores_B: Tensor, group_ids_B: Tensor, *, scale: bool = True) -> Tensor
 
 
 def per_token(advantages_B: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """One advantage a response, given to each of its unmasked positions; 0 elsewhere.
+    """One advantage a response, given to each of its tokens: A_{b,t} = A_b where unmasked, else 0.
 
+    (Outcome supervision, Shao et al. 2024, section 4.1.2.)
+
+    Args:
+        advantages_B: floating point [B].
+        response_mask_BT: bool or 0/1 [B, T].
+
+    Returns: advantages_BT [B, T] in the compute dtype, 0 where masked.
     Raises: ValueError for a row without an unmasked position, another shape or dtype.
     """
     check_floating(advantages_B=advantages_B)
@@ -196,7 +207,7 @@ def _centred(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Ten
 
     float64: a group that scores alike then has exactly no advantage.
     """
-    check_floating(scores_B=scores_B)
+    (scores_B,) = widen_scores(scores_B=scores_B)
     check_rank(1, scores_B=scores_B)
     check_ids(scores_B, group_ids_B=group_ids_B)
     scores_B = scores_B.double()

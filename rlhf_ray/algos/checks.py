@@ -1,5 +1,8 @@
 """Checks and casts that every public function of `algos` begins with.
 
+A mask is True where an element counts: bool, or 0 and 1 in any dtype. Scores may be integers, which
+become float32; whatever else is computed with (log-probabilities, values, rewards) may not, so that
+token ids are not taken for them.
 Shapes: B responses, T response positions (padded), N any one dimension.
 """
 
@@ -80,13 +83,19 @@ def check_ids(like: Tensor, **ids: Tensor) -> None:
 
 
 def as_mask(mask: Tensor, name: str = "response_mask_BT") -> Tensor:
-    """The mask as bool. Integers count as True where they are not 0; floats raise ValueError."""
-    if mask.is_floating_point() or mask.is_complex():
+    """The mask as bool, from bool or from 0 and 1 in any dtype.
+
+    Raises ValueError for any other number, NaN included: weights, ids and lengths are no masks.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    is_one = mask == 1
+    if not bool((is_one | (mask == 0)).all()):
         raise ValueError(
-            f"{name} has dtype {mask.dtype}, but a mask is bool (or an integer 0 or 1) so that it "
-            f"cannot be mistaken for weights; pass {name}.bool()"
+            f"{name} has dtype {mask.dtype} and values other than 0 and 1, which a mask has not; "
+            f"pass {name}.bool() if all but 0 is meant as True"
         )
-    return mask.bool()
+    return is_one
 
 
 def check_rows(mask: Tensor, name: str = "response_mask_BT") -> None:
@@ -111,9 +120,21 @@ def widen(**tensors: Tensor) -> list[Tensor]:
     Raises ValueError when one is not floating point or has another shape.
     """
     check_floating(**tensors)
-    check_same_shape(**tensors)
-    dtype = compute_dtype(*tensors.values())
-    return [tensor.to(dtype) for tensor in tensors.values()]
+    return _one_dtype(**tensors)
+
+
+def widen_scores(**tensors: Tensor) -> list[Tensor]:
+    """Scores of one shape, all cast to one compute dtype; integers become float32.
+
+    Raises ValueError when one is neither floating point nor integer, or has another shape.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise ValueError(
+                f"{name} has dtype {tensor.dtype}, but scores are floating point or integers; "
+                f"pass {name}.float()"
+            )
+    return _one_dtype(**tensors)
 
 
 def select_tokens(response_mask_BT: Tensor, **tensors_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -149,3 +170,9 @@ def divide(total: Tensor, denominator: Denominator, terms: Tensor) -> Tensor:
             "the whole step, over all micro-batches and ranks"
         )
     return total / number
+
+
+def _one_dtype(**tensors: Tensor) -> list[Tensor]:
+    check_same_shape(**tensors)
+    dtype = compute_dtype(*tensors.values())
+    return [tensor.to(dtype) for tensor in tensors.values()]

@@ -17,8 +17,12 @@ from rlhf_ray.algos.checks import Denominator, check_floating, check_rank, divid
 
 
 def difference_features(chosen_PD: Tensor, rejected_PD: Tensor) -> Tensor:
-    """H = {f_c − f_r, f_r − f_c}: the differences of each pair, [2P, D].
+    """H = {f_c − f_r, f_r − f_c}: the differences of each pair (Wang et al. 2024, section 3.1).
 
+    Args:
+        chosen_PD, rejected_PD: floating point [P, D].
+
+    Returns: [2P, D] in the compute dtype, f_c − f_r of all pairs first.
     Raises: ValueError for another rank, shape or dtype.
     """
     chosen_PD, rejected_PD = widen(chosen_PD=chosen_PD, rejected_PD=rejected_PD)

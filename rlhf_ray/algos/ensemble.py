@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from rlhf_ray.algos.checks import check_choice, check_floating, check_rank, compute_dtype
+from rlhf_ray.algos.checks import check_choice, check_rank, widen_scores
 
 # How the scores of M models become one; the second argument is λ.
 COMBINATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -26,14 +26,14 @@ def combine_scores(scores_MN: Tensor, *, how: str = "mean", caution: float = 1.0
     the zero of a ranking model's scores is arbitrary.
 
     Args:
-        scores_MN: floating point [M, N], one row a model.
+        scores_MN: floating point or integer [M, N], one row a model.
         how: a key of COMBINATIONS.
         caution: λ of `cautious`, at least 0.
 
     Returns: scores_N [N] in the compute dtype.
     Raises: ValueError for no model, an unknown combination, a negative λ, another rank or dtype.
     """
-    check_floating(scores_MN=scores_MN)
+    (scores_MN,) = widen_scores(scores_MN=scores_MN)
     check_rank(2, scores_MN=scores_MN)
     check_choice("how", how, COMBINATIONS)
     if not len(scores_MN) or not caution >= 0:
@@ -41,4 +41,4 @@ def combine_scores(scores_MN: Tensor, *, how: str = "mean", caution: float = 1.0
             f"{len(scores_MN)} models with caution {caution}: give the scores of one model at "
             "least, and a caution of 0 or more"
         )
-    return COMBINATIONS[how](scores_MN.to(compute_dtype(scores_MN)), caution)
+    return COMBINATIONS[how](scores_MN, caution)

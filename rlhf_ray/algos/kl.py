@@ -20,7 +20,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
 
     With lr = log π − log π_ref:  k1 = lr,  k2 = lr²/2,  k3 = exp(−lr) − 1 + lr.
     k1 is unbiased and belongs in the reward; k3 is unbiased, never negative and belongs in a loss;
-    k2 is biased with low variance. (Schulman 2020, "Approximating KL divergence".)
+    k2 is biased with low variance. (Schulman 2020, "Approximating KL divergence", a note without
+    numbered equations; k3 is eq. 4 of Shao et al. 2024.)
 
     Args:
         logprobs, ref_logprobs: floating point, one shape, log-probabilities of the same tokens.
@@ -42,10 +43,18 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
 def response_kl(
     logprobs_BT: Tensor, ref_logprobs_BT: Tensor, response_mask_BT: Tensor, *, kind: str = "k1"
 ) -> Tensor:
-    """Σ_t kl_t over the unmasked positions of each response, [B]: its KL in nats.
+    """Σ_t kl_t over the unmasked positions of each response: its KL in nats.
 
-    RLOO's score is scores_B − β·response_kl; `AdaptiveKL` is updated with the mean over responses.
+    With k1 it is log π(y|x) − log π_ref(y|x), the penalty of Ziegler et al. 2019, eq. 2, and Ouyang
+    et al. 2022, eq. 2. RLOO's score is scores_B − β·response_kl; `AdaptiveKL` is updated with the
+    mean over responses.
 
+    Args:
+        logprobs_BT, ref_logprobs_BT: floating point [B, T], of the sampled tokens.
+        response_mask_BT: bool or 0/1 [B, T].
+        kind: "k1", "k2" or "k3" (`kl_estimate`).
+
+    Returns: kl_B [B] in the compute dtype.
     Raises: ValueError for a row without an unmasked position, another kind, shape or dtype.
     """
     _, (logprobs_BT, ref_logprobs_BT) = select_tokens(
@@ -108,21 +117,23 @@ class AdaptiveKL:
         return self.value
 
     def update(self, kl: float, n: int) -> float:
-        """Takes the mean over n responses of Σ_t k1; returns the new β.
+        """Takes the mean over n responses of Σ_t k1, in nats; returns the new β.
 
-        Raises: ValueError when kl is not finite, n is negative, or n reaches 5 horizons, where β
-            could turn negative.
+        Raises: ValueError, β staying as it is, when kl is not finite, n is negative, or β's factor
+            would not be positive: that takes 5 horizons or more, and a KL below the target.
         """
         kl = float(kl)
         if not math.isfinite(kl):
             raise ValueError(f"kl is {kl}; log-probabilities upstream are not finite")
-        if not 0 <= n < 5 * self.horizon:
-            raise ValueError(
-                f"n is {n}; the number of responses must lie in [0, 5·horizon = "
-                f"{5 * self.horizon:g}), else the coefficient could turn negative"
-            )
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n / self.horizon
+        factor = 1 + error * n / self.horizon
+        if n < 0 or not factor > 0:
+            raise ValueError(
+                f"n is {n} and the horizon {self.horizon:g}; with a KL of {kl:g} for a target of "
+                f"{self.target:g} the coefficient would be multiplied by {factor:g}: give an n of "
+                "0 or more, and a horizon above n/5"
+            )
+        self.value *= factor
         return self.value
 
     def state_dict(self) -> dict[str, float]:

@@ -37,11 +37,12 @@ def policy_loss(
     ratio = exp(logprob − old);  objective = min(ratio·A, clip(ratio, 1 − low, 1 + high)·A);
     with dual clip c, where A < 0: objective = max(objective, c·A);
     loss = −Σ w·objective / denominator.
+    Where A or w is 0 a token adds exactly 0 to loss and gradient, even when its ratio overflows.
 
     Args:
         logprobs_BT: floating point [B, T]; the only input that a gradient reaches.
         old_logprobs_BT, advantages_BT: floating point [B, T].
-        response_mask_BT: bool or integer [B, T].
+        response_mask_BT: bool or 0/1 [B, T].
         clip_low, clip_high: at least 0; inf for no clipping.
         dual_clip: c > 1, or None.
         weights_BT: floating point [B, T] (`truncated_importance_weights`), or None for 1.
@@ -65,10 +66,10 @@ def policy_loss(
     )
     log_ratio_BT = logprobs_BT - old_BT
     objective_BT, clipped_BT, dual_clipped_BT = _clipped_objective(
-        log_ratio_BT, advantages_BT, clip_low, clip_high, dual_clip
+        log_ratio_BT, advantages_BT, weights_BT, clip_low, clip_high, dual_clip
     )
     ratio_BT = zero_outside(mask_BT, log_ratio_BT.detach().exp())
-    loss = divide(-(weights_BT * objective_BT).sum(), denominator, mask_BT.sum())
+    loss = divide(-objective_BT.sum(), denominator, mask_BT.sum())
     return loss, _sums(
         clipped=clipped_BT,
         dual_clipped=dual_clipped_BT,
@@ -90,12 +91,13 @@ def value_loss(
 ) -> tuple[Tensor, Diagnostics]:
     """Clipped value loss: Σ ½·max((V − R)², (V_clip − R)²) / denominator.
 
-    V_clip = old + clip(V − old, −c, c). (Schulman et al., baselines' PPO2; Huang et al. 2022.)
+    V_clip = old + clip(V − old, −c, c). (OpenAI baselines' PPO2, not in Schulman et al. 2017; Huang
+    et al. 2022, "The 37 implementation details of PPO", detail 9.)
 
     Args:
         values_BT: floating point [B, T]; the only input that a gradient reaches.
         old_values_BT, returns_BT: floating point [B, T].
-        response_mask_BT: bool or integer [B, T].
+        response_mask_BT: bool or 0/1 [B, T].
         clip: c, at least 0; inf for no clipping.
         denominator: of the sum over tokens; by default the number of unmasked ones here.
 
@@ -140,7 +142,7 @@ def kl_loss(
     Args:
         logprobs_BT: floating point [B, T]; the only input that a gradient reaches.
         ref_logprobs_BT: floating point [B, T].
-        response_mask_BT: bool or integer [B, T].
+        response_mask_BT: bool or 0/1 [B, T].
         kind: "k2" or "k3"; k1 has no gradient in expectation, so it raises.
         denominator: of the sum over tokens; by default the number of unmasked ones here.
 
@@ -174,6 +176,11 @@ def truncated_importance_weights(
     (Truncated importance sampling as in Espeholt et al. 2018, with the learner's log-probabilities
     before the update over those of the engine that sampled.)
 
+    Args:
+        old_logprobs_BT, behaviour_logprobs_BT: floating point [B, T].
+        response_mask_BT: bool or 0/1 [B, T].
+        cap: positive; inf for no truncation.
+
     Returns: weights_BT [B, T] in the compute dtype, 0 where masked, without gradient.
     Raises: ValueError unless cap is positive, for a row without an unmasked position, another shape
         or dtype.
@@ -191,6 +198,10 @@ def truncated_importance_weights(
 def combine_diagnostics(parts: Sequence[Diagnostics]) -> Diagnostics:
     """Diagnostics of the whole from those of its parts: sums, and maxima for keys `*_max`.
 
+    Args:
+        parts: what one loss returned for each of the splits, float64 scalars.
+
+    Returns: float64 scalars under the same keys.
     Raises: ValueError when there are no parts, or their keys differ.
     """
     if not parts or any(part.keys() != parts[0].keys() for part in parts):
@@ -209,7 +220,13 @@ def combine_diagnostics(parts: Sequence[Diagnostics]) -> Diagnostics:
 def explained_variance(diagnostics: Diagnostics) -> Tensor:
     """1 − Var(R − V) / Var(R) from the (combined) diagnostics of `value_loss`.
 
-    NaN when the returns do not vary.
+    (`explained_variance` of OpenAI's baselines, from sums.)
+
+    Args:
+        diagnostics: float64 scalars.
+
+    Returns: a float64 scalar, at most 1; NaN when the returns do not vary, or there are none.
+    Raises: KeyError for diagnostics of another loss.
     """
     tokens = diagnostics["tokens"]
 
@@ -224,14 +241,16 @@ def explained_variance(diagnostics: Diagnostics) -> Tensor:
 def _clipped_objective(
     log_ratio_BT: Tensor,
     advantages_BT: Tensor,
+    weights_BT: Tensor,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(objective, where the ratio's clip binds, where the dual clip binds).
+    """(w·objective, where the ratio's clip binds, where the dual clip binds).
 
     A ratio that overflows has a NaN gradient even where it is not selected (0·inf), so a constant
-    takes its place before exp wherever the objective does not depend on it.
+    takes its place before exp wherever the objective does not depend on it. Where A or w is 0 that
+    constant is 0, and not their product with inf.
     """
     ratio_BT = log_ratio_BT.detach().exp()
     free_BT = ratio_BT * advantages_BT
@@ -243,9 +262,12 @@ def _clipped_objective(
         floor_BT = dual_clip * advantages_BT
         dual_clipped_BT = (advantages_BT < 0) & (torch.minimum(free_BT, bound_BT) < floor_BT)
         constant_BT = torch.where(dual_clipped_BT, floor_BT, bound_BT)
-    is_constant_BT = clipped_BT | dual_clipped_BT | (advantages_BT == 0)
-    live_BT = zero_outside(~is_constant_BT, log_ratio_BT).exp() * advantages_BT
-    return torch.where(is_constant_BT, constant_BT, live_BT), clipped_BT, dual_clipped_BT
+    counts_BT = (advantages_BT != 0) & (weights_BT != 0)
+    constant_BT, weights_BT = (zero_outside(counts_BT, x) for x in (constant_BT, weights_BT))
+    is_live_BT = counts_BT & ~clipped_BT & ~dual_clipped_BT
+    live_BT = zero_outside(is_live_BT, log_ratio_BT).exp() * advantages_BT
+    objective_BT = weights_BT * torch.where(is_live_BT, live_BT, constant_BT)
+    return objective_BT, clipped_BT, dual_clipped_BT
 
 
 def _check_clips(**clips: float) -> None:

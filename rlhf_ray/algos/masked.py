@@ -1,6 +1,7 @@
 """Means, moments and whitening over the unmasked elements of a tensor.
 
-A mask is True where an element counts. Results are float32 or better (float64 in, float64 out).
+A mask is True where an element counts; a row is an index of the first dimension.
+Results are float32 or better (float64 in, float64 out).
 A masked element changes nothing: neither value nor gradient, even when it is NaN or inf.
 Moments are (count, mean, var) with the population variance, the same for any split of the
 elements: see `combine_moments`. They are summed in float64, so that equal numbers have no variance.
@@ -23,37 +24,36 @@ Moments = tuple[Tensor, Tensor, Tensor]
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of the unmasked elements: Σ_i m_i·x_i / Σ_i m_i, over all or along `dim`.
 
+    Along the tokens it is the mean pooling of Reimers and Gurevych 2019, section 3. A tensor with
+    no rows at all has mean 0 (and none where a mean is of a row), as in `masked_moments`.
+
     Args:
         x: floating point, any shape.
-        mask: bool or integer, the shape of x, or 1 in dimensions to be repeated: features [B, T, D]
+        mask: bool or 0/1, the shape of x, or 1 in dimensions to be repeated: features [B, T, D]
             are pooled with a mask [B, T, 1] and dim=1.
         dim: the dimension to reduce; None reduces all.
 
-    Returns: x without `dim`, or a scalar.
-    Raises: ValueError for a slice along `dim` (a row, when `dim` is None) with nothing unmasked,
-        another shape, or another dtype.
+    Returns: x without `dim`, or a scalar, in the compute dtype.
+    Raises: ValueError for a row without an unmasked element, whichever `dim` is; for a slice along
+        `dim` without one; for another shape or dtype.
     """
     mask, x = _select(x, mask)
-    if dim is None:
-        check_rows(mask, "mask")
-        count = mask.sum()
-        total = x.sum()
-    else:
-        count = mask.sum(dim)
-        total = x.sum(dim)
-    if not bool((count > 0).all()):
+    check_rows(mask, "mask")
+    count, total = (mask.sum(), x.sum()) if dim is None else (mask.sum(dim), x.sum(dim))
+    if mask.numel() and not bool((count > 0).all()):
         raise ValueError(
             f"mask has a slice along dim={dim} without an unmasked element, so its mean is "
             "undefined; leave that slice out"
         )
-    return total / count
+    return total / count.clamp(min=1)
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> Moments:
     """Count, mean and population variance of all unmasked elements, as scalar tensors.
 
-    mean = Σx/n, var = Σ(x − mean)²/n. A tensor with no rows at all gives (0, 0, 0), so that a rank
-    without data can take part in `combine_moments`.
+    mean = Σx/n, var = Σ(x − mean)²/n (the two-pass formula of Chan, Golub and LeVeque 1979). A
+    tensor with no rows at all gives (0, 0, 0), so that a rank without data can take part in
+    `combine_moments`.
 
     Args:
         x: floating point, any shape.
@@ -107,6 +107,9 @@ def masked_whiten(
 ) -> Tensor:
     """(x − mean) / sqrt(var + 1e-8), with `+ mean` when the mean is not to be shifted; 0 if masked.
 
+    (`whiten` of OpenAI's lm-human-preferences, Ziegler et al. 2019, with a mask; Huang et al. 2022,
+    detail 7. TRL's `masked_whiten` has the variance with ddof 1.)
+
     Args:
         x: floating point, any shape.
         mask: as for `masked_mean`.
@@ -130,7 +133,7 @@ def last_unmasked(mask_BT: Tensor) -> Tensor:
     """Index of the last unmasked position of each row: max{t : mask_t}.
 
     Args:
-        mask_BT: bool or integer [B, T]; holes and padding on either side are allowed.
+        mask_BT: bool or 0/1 [B, T]; holes and padding on either side are allowed.
 
     Returns: int64 [B].
     Raises: ValueError for a row without an unmasked position, or another rank.

@@ -12,14 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from rlhf_ray.algos.checks import (
-    Denominator,
-    check_floating,
-    check_ids,
-    check_rank,
-    compute_dtype,
-    divide,
-)
+from rlhf_ray.algos.checks import Denominator, check_ids, check_rank, divide, widen_scores
 from rlhf_ray.algos.ranked_pairs import all_pairs
 
 
@@ -31,20 +24,22 @@ def difference_objective(
 ) -> Tensor:
     """J = 2/k²·Σ_{i<j} σ(|r_i − r_j|) over the k responses of a prompt; Σ over prompts/denominator.
 
+    (What algorithm 1 of Wang et al. 2024, arXiv 2401.06080, climbs; Dou et al. 2024, arXiv
+    2405.00438.)
+
     Args:
-        scores_N: floating point [N], of responses sampled from the shifted policy.
+        scores_N: floating point or integer [N], of responses sampled from the shifted policy.
         group_ids_N: integers [N], the prompt of each; None when all are of one prompt.
         denominator: by default the number of prompts.
 
     Returns: a scalar in the compute dtype.
     Raises: ValueError for a prompt with one response, another shape or dtype.
     """
-    check_floating(scores_N=scores_N)
+    (scores_N,) = widen_scores(scores_N=scores_N)
     check_rank(1, scores_N=scores_N)
     if group_ids_N is None:
         group_ids_N = torch.zeros_like(scores_N, dtype=torch.long)
     check_ids(scores_N, group_ids_N=group_ids_N)
-    scores_N = scores_N.to(compute_dtype(scores_N))
     ids_G, sizes_G = torch.unique(group_ids_N, return_counts=True)
     if bool((sizes_G < 2).any()):
         raise ValueError(

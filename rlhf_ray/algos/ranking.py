@@ -20,7 +20,7 @@ from rlhf_ray.algos.checks import (
     check_same_shape,
     compute_dtype,
     divide,
-    widen,
+    widen_scores,
 )
 from rlhf_ray.algos.ranked_pairs import Pairs, check_ranks, ranked_pairs
 from rlhf_ray.algos.ranking_metrics import (
@@ -74,7 +74,7 @@ def pairwise_loss(
     printed, it would have none.
 
     Args:
-        chosen_P, rejected_P: floating point [P], scores of the two completions of each pair.
+        chosen_P, rejected_P: floating point or integer [P], scores of a pair's two completions.
         margin: a number, or one a pair.
         label_smoothing: α, the probability that a label is wrong, in [0, 1].
         target: q, the probability that chosen is better, in [0, 1]; a number, or one a pair.
@@ -86,7 +86,7 @@ def pairwise_loss(
     """
     check_choice("form", form, FORMS)
     loss = FORMS[form]
-    chosen_P, rejected_P = widen(chosen_P=chosen_P, rejected_P=rejected_P)
+    chosen_P, rejected_P = widen_scores(chosen_P=chosen_P, rejected_P=rejected_P)
     check_rank(1, chosen_P=chosen_P)
     check_range(0, 1, label_smoothing=label_smoothing)
     gap_P = chosen_P - rejected_P - _per_pair("margin", margin, chosen_P)
@@ -125,7 +125,7 @@ def comparison_loss(
     When there is no pair at all the loss is 0.
 
     Args:
-        scores_N: floating point [N].
+        scores_N: floating point or integer [N].
         pairs: which are compared, the better one as `first`.
         reduction: "list" or "pair".
         form, margin, label_smoothing, target: as in `pairwise_loss`.
@@ -160,11 +160,11 @@ def ranked_list_loss(
 ) -> Tensor:
     """`comparison_loss` over all pairs of unequal rank of ranked lists: −log σ(s_better − s_worse).
 
-    Pairs of equal rank are dropped, and a list left without a pair counts nowhere; when no pair is
-    left at all the loss is 0.
+    (Ouyang et al. 2022, eq. 1.) Pairs of equal rank are dropped, and a list left without a pair
+    counts nowhere; when no pair is left at all the loss is 0.
 
     Args:
-        scores_N: floating point [N], best first within each list unless ranks are given.
+        scores_N: floating point or integer [N], best first within each list unless ranks are given.
         list_ids_N: integers [N]; the members of a list need not be adjacent.
         ranks_N: integers or floats [N], smaller is better, ties allowed.
         reduction: "list" or "pair".
@@ -177,7 +177,7 @@ def ranked_list_loss(
     """
     check_choice("reduction", reduction, ("list", "pair"))
     check_choice("form", form, FORMS)
-    check_floating(scores_N=scores_N)
+    (scores_N,) = widen_scores(scores_N=scores_N)
     check_ranks(list_ids_N, ranks_N)
     check_same_shape(scores_N=scores_N, list_ids_N=list_ids_N)
     pairs = ranked_pairs(list_ids_N, ranks_N)
@@ -189,7 +189,10 @@ def count_ranked_terms(
 ) -> tuple[Tensor, Tensor]:
     """(lists with a pair, pairs): the default denominators of "list" and "pair", int64 scalars.
 
-    Raises: ValueError as `ranked_list_loss` does.
+    Args:
+        list_ids_N, ranks_N: as for `ranked_list_loss`.
+
+    Raises: ValueError for ids that are not integers, ranks of another shape or not finite.
     """
     count_L = ranked_pairs(list_ids_N, ranks_N).count_L()
     return (count_L > 0).sum(), count_L.sum()

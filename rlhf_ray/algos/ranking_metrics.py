@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_ray.algos.checks import check_floating, check_rank, check_same_shape, compute_dtype
+from rlhf_ray.algos.checks import (
+    check_floating,
+    check_rank,
+    check_same_shape,
+    compute_dtype,
+    widen_scores,
+)
 from rlhf_ray.algos.ranked_pairs import (
     Pairs,
     all_pairs,
@@ -22,13 +28,16 @@ CALIBRATION_BINS = 10
 
 
 def score_gaps(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | None = None) -> Tensor:
-    """score of the better − score of the worse, for each pair of unequal rank of each list, [P].
+    """score of the better − score of the worse, for each pair of unequal rank of each list.
+
+    (The difference inside σ of Ouyang et al. 2022, eq. 1.)
 
     Args:
-        scores_N: floating point [N], best first within each list unless ranks are given.
+        scores_N: floating point or integer [N], best first within each list unless ranks are given.
         list_ids_N: integers [N]; the members of a list need not be adjacent.
         ranks_N: integers or floats [N], smaller is better, ties allowed.
 
+    Returns: gaps_P [P] in the compute dtype, list by list.
     Raises: ValueError for another shape or dtype.
     """
     gaps_P, _ = _gaps(scores_N, list_ids_N, ranks_N)
@@ -38,6 +47,12 @@ def score_gaps(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | None =
 def pair_accuracy(gaps_P: Tensor) -> Tensor:
     """Share of pairs whose better completion has the strictly greater score: mean(gap > 0).
 
+    (The accuracy of Stiennon et al. 2020 and of RewardBench, Lambert et al. 2024.)
+
+    Args:
+        gaps_P: floating point [P], from `score_gaps`.
+
+    Returns: a scalar in [0, 1], in the compute dtype.
     Raises: ValueError for no pairs, another rank or dtype.
     """
     return (_checked(gaps_P) > 0).to(compute_dtype(gaps_P)).mean()
@@ -46,7 +61,12 @@ def pair_accuracy(gaps_P: Tensor) -> Tensor:
 def exact_order(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | None = None) -> Tensor:
     """Share of lists, among those with a pair of unequal rank, with all of these pairs right.
 
-    Arguments and errors are those of `score_gaps`; no such list raises ValueError too.
+    mean_l [min over the pairs of l of gap > 0]: `pair_accuracy` with a list as the unit.
+
+    Args: those of `score_gaps`.
+
+    Returns: a scalar in [0, 1], in the compute dtype.
+    Raises: ValueError for no list with a pair of unequal rank, another shape or dtype.
     """
     gaps_P, pairs = _gaps(scores_N, list_ids_N, ranks_N)
     wrong_L = pairs.list_P[~(gaps_P > 0)].bincount(minlength=pairs.lists)
@@ -62,7 +82,10 @@ def kendall_tau_b(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | Non
     the difference in rank and in score. It is 0 where all scores are tied; lists without a pair of
     unequal rank count nowhere.
 
-    Arguments and errors are those of `score_gaps`; no such list raises ValueError too.
+    Args: those of `score_gaps`.
+
+    Returns: a scalar in [−1, 1], in the compute dtype.
+    Raises: ValueError for no list with a pair of unequal rank, another shape or dtype.
     """
     scores_N = _scores(scores_N, list_ids_N, ranks_N)
     pairs = all_pairs(list_ids_N)
@@ -81,8 +104,14 @@ def kendall_tau_b(scores_N: Tensor, list_ids_N: Tensor, *, ranks_N: Tensor | Non
 
 
 def gap_moments(gaps_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (ddof 0) of the gaps.
+    """Mean and standard deviation (ddof 0) of the gaps: Σ g/P and sqrt(Σ(g − mean)²/P).
 
+    (As Wang et al. 2024, eq. 4, takes them over models; here they are over pairs.)
+
+    Args:
+        gaps_P: floating point [P], from `score_gaps`, in units of score.
+
+    Returns: (mean, std), scalars in the compute dtype.
     Raises: ValueError for no pairs, another rank or dtype.
     """
     gaps_P = _checked(gaps_P)
@@ -94,6 +123,10 @@ def calibration_bins(gaps_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A pair's confidence is that of the model in its own choice, σ(|gap|); it is right where gap > 0.
     A bin holds its lower edge, the last one both. These are sums, so bins of splits add up.
+    (The bins of Guo et al. 2017, section 2.)
+
+    Args:
+        gaps_P: floating point [P], from `score_gaps`.
 
     Returns: (confidence_10, right_10, count_10), float64 [10].
     Raises: ValueError for no pairs, NaN, another rank or dtype.
@@ -114,6 +147,10 @@ def calibration_bins(gaps_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def expected_calibration_error(gaps_P: Tensor) -> Tensor:
     """Σ_b (n_b/n)·|accuracy_b − confidence_b| over the `calibration_bins` (Guo et al. 2017, eq. 3).
 
+    Args:
+        gaps_P: floating point [P], from `score_gaps`.
+
+    Returns: a float64 scalar in [0, 1].
     Raises: ValueError for no pairs, NaN, another rank or dtype.
     """
     confidence_10, right_10, count_10 = calibration_bins(gaps_P)
@@ -127,10 +164,10 @@ def _gaps(scores_N: Tensor, list_ids_N: Tensor, ranks_N: Tensor | None) -> tuple
 
 
 def _scores(scores_N: Tensor, list_ids_N: Tensor, ranks_N: Tensor | None) -> Tensor:
-    check_floating(scores_N=scores_N)
+    (scores_N,) = widen_scores(scores_N=scores_N)
     check_ranks(list_ids_N, ranks_N)
     check_same_shape(scores_N=scores_N, list_ids_N=list_ids_N)
-    return scores_N.to(compute_dtype(scores_N))
+    return scores_N
 
 
 def _checked(gaps_P: Tensor) -> Tensor:

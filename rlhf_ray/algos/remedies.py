@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algos.checks import (
+    as_mask,
     check_floating,
     check_range,
     check_rank,
@@ -25,7 +26,12 @@ def weakest(
 ) -> Tensor:
     """Marks the pairs of least strength: floor(fraction·P) of them, or those below a threshold.
 
-    Among equals the one that comes first is taken first.
+    (Wang et al. 2024, section 2.) Among equals the one that comes first is taken first.
+
+    Args:
+        strength_P: floating point [P], μ̂ of `preference_strength`.
+        fraction: share of the pairs, in [0, 1].
+        threshold: in units of score; the pairs below it are marked.
 
     Returns: bool [P].
     Raises: ValueError unless exactly one of fraction (in [0, 1]) and threshold is given; for NaN,
@@ -48,19 +54,30 @@ def weakest(
 def flip_labels(chosen_P: Tensor, rejected_P: Tensor, flip_P: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen_P, rejected_P) with the two exchanged where flip_P is True.
 
-    Works on scores as on row numbers: any two tensors [P] of one dtype.
-    Raises: ValueError unless flip_P is bool, or for another shape.
+    (Wang et al. 2024, section 2, label flipping.) Works on scores as on row numbers.
+
+    Args:
+        chosen_P, rejected_P: two tensors [P] of one dtype, whichever it is.
+        flip_P: bool or 0/1 [P].
+
+    Returns: two tensors [P] of that dtype.
+    Raises: ValueError for a flip_P with values other than 0 and 1, or for another shape.
     """
     check_rank(1, chosen_P=chosen_P)
     check_same_shape(chosen_P=chosen_P, rejected_P=rejected_P, flip_P=flip_P)
-    if flip_P.dtype != torch.bool:
-        raise ValueError(f"flip_P has dtype {flip_P.dtype}; pass flip_P.bool()")
+    flip_P = as_mask(flip_P, "flip_P")
     return torch.where(flip_P, rejected_P, chosen_P), torch.where(flip_P, chosen_P, rejected_P)
 
 
 def soft_targets(gaps_MP: Tensor) -> Tensor:
-    """q = mean over models of σ(gap): how probable they hold the label to be, [P].
+    """q = mean over models of σ(gap): how probable they hold the label to be.
 
+    (Soft labels, Wang et al. 2024, section 2.)
+
+    Args:
+        gaps_MP: floating point [M, P], chosen − rejected, one row a model.
+
+    Returns: target_P [P] in the compute dtype.
     Raises: ValueError for no models, another rank or dtype.
     """
     check_floating(gaps_MP=gaps_MP)
@@ -71,23 +88,36 @@ def soft_targets(gaps_MP: Tensor) -> Tensor:
 
 
 def smoothed_targets(weak_P: Tensor, *, label_smoothing: float) -> Tensor:
-    """q = 1 − α where the pair is weak, 1 elsewhere: smoothing for doubtful pairs only, [P].
+    """q = 1 − α where the pair is weak, 1 elsewhere: label smoothing for doubtful pairs only.
 
-    Raises: ValueError unless weak_P is bool [P] and α lies in [0, 1].
+    (Wang et al. 2024, section 2.)
+
+    Args:
+        weak_P: bool or 0/1 [P], from `weakest`.
+        label_smoothing: α.
+
+    Returns: target_P, float32 [P].
+    Raises: ValueError for a weak_P with values other than 0 and 1, another rank, or an α outside
+        [0, 1].
     """
     check_rank(1, weak_P=weak_P)
     check_range(0, 1, label_smoothing=label_smoothing)
-    if weak_P.dtype != torch.bool:
-        raise ValueError(f"weak_P has dtype {weak_P.dtype}; pass weak_P.bool()")
-    return 1 - label_smoothing * weak_P.float()
+    return 1 - label_smoothing * as_mask(weak_P, "weak_P").float()
 
 
 def strength_margins(
     strength_P: Tensor, *, scale: float = 1.0, limit: float = float("inf")
 ) -> Tensor:
-    """Adaptive margin: scale·μ̂, clipped to [−limit, limit], [P].
+    """Adaptive margin: scale·μ̂, clipped to [−limit, limit] (Wang et al. 2024, eq. 6).
 
     Negative where the label is doubted, so that the pair asks for less.
+
+    Args:
+        strength_P: floating point [P], μ̂ of `preference_strength`, in units of score.
+        scale: any number.
+        limit: in units of score, positive; inf for no clipping.
+
+    Returns: margin_P [P] in the compute dtype.
     Raises: ValueError for a limit that is not positive, NaN, another rank or dtype.
     """
     if not limit > 0:

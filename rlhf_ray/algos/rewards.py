@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algos.checks import (
-    check_floating,
+    as_mask,
     check_rank,
     check_same_shape,
-    compute_dtype,
     select_tokens,
+    widen_scores,
     zero_outside,
 )
 from rlhf_ray.algos.kl import kl_estimate
@@ -36,9 +36,9 @@ def shaped_rewards(
     (Ziegler et al. 2019, eq. 2, spread over tokens as in Stiennon et al. 2020.)
 
     Args:
-        scores_B: floating point [B].
+        scores_B: floating point or integer [B].
         logprobs_BT, ref_logprobs_BT: floating point [B, T], of the sampled tokens.
-        response_mask_BT: bool or integer [B, T], with holes or padding on either side.
+        response_mask_BT: bool or 0/1 [B, T], with holes or padding on either side.
         kl_coef: β.
         kl_kind: "k1", "k2" or "k3" (`kl_estimate`).
 
@@ -62,6 +62,11 @@ def normalise_scores(scores_B: Tensor, *, mean: float, std: float) -> Tensor:
     These are measured once and recorded with the reward model, so that the reference policy has
     mean 0 and standard deviation 1. (Stiennon et al. 2020, appendix; Ziegler et al. 2019.)
 
+    Args:
+        scores_B: floating point or integer [B].
+        mean, std: in units of score.
+
+    Returns: scores_B [B] in the compute dtype, in deviations of the reference policy's scores.
     Raises: ValueError unless std is positive, or for another rank or dtype.
     """
     if not std > 0:
@@ -73,8 +78,16 @@ def normalise_scores(scores_B: Tensor, *, mean: float, std: float) -> Tensor:
 
 
 def clip_scores(scores_B: Tensor, *, limit: float) -> Tensor:
-    """The scores, clipped to [−limit, limit].
+    """min(max(score, −limit), limit), so that one score does not decide an update.
 
+    (Zheng et al. 2023, arXiv 2307.04964, reward normalisation and clipping; DeepSpeed-Chat,
+    Yao et al. 2023, `clip_reward_value` 5.)
+
+    Args:
+        scores_B: floating point or integer [B].
+        limit: in units of score; inf for no clipping.
+
+    Returns: scores_B [B] in the compute dtype.
     Raises: ValueError unless limit is positive, or for another rank or dtype.
     """
     if not limit > 0:
@@ -83,19 +96,19 @@ def clip_scores(scores_B: Tensor, *, limit: float) -> Tensor:
 
 
 def penalise_missing_eos(scores_B: Tensor, has_eos_B: Tensor, *, penalty: float) -> Tensor:
-    """score − penalty if and only if the response has no EOS.
+    """score − penalty if and only if the response has no EOS (TRL's `missing_eos_penalty`).
 
     Args:
-        scores_B: floating point [B].
-        has_eos_B: bool [B], True where the response ended by itself.
-        penalty: at least 0.
+        scores_B: floating point or integer [B].
+        has_eos_B: bool or 0/1 [B], True where the response ended by itself.
+        penalty: in units of score, at least 0.
 
-    Raises: ValueError for a negative penalty, flags that are not bool, another shape or dtype.
+    Returns: scores_B [B] in the compute dtype.
+    Raises: ValueError for a negative penalty, flags other than 0 and 1, another shape or dtype.
     """
     if not penalty >= 0:
         raise ValueError(f"penalty is {penalty}; it is subtracted, so give it as a positive number")
-    if has_eos_B.dtype != torch.bool:
-        raise ValueError(f"has_eos_B has dtype {has_eos_B.dtype}; pass has_eos_B.bool()")
+    has_eos_B = as_mask(has_eos_B, "has_eos_B")
     scores_B = _scores(scores_B)
     check_same_shape(scores_B=scores_B, has_eos_B=has_eos_B)
     return torch.where(has_eos_B, scores_B, scores_B - penalty)
@@ -103,11 +116,11 @@ def penalise_missing_eos(scores_B: Tensor, has_eos_B: Tensor, *, penalty: float)
 
 def _scores(scores_B: Tensor, rows: int | None = None) -> Tensor:
     """The scores in the compute dtype, checked."""
-    check_floating(scores_B=scores_B)
+    (scores_B,) = widen_scores(scores_B=scores_B)
     check_rank(1, scores_B=scores_B)
     if rows is not None and len(scores_B) != rows:
         raise ValueError(
             f"scores_B has {len(scores_B)} scores, but the mask has {rows} rows; give one score a "
             "response"
         )
-    return scores_B.to(compute_dtype(scores_B))
+    return scores_B

@@ -173,11 +173,19 @@ def test_groups_are_checked(estimator):
         estimator(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="one id is needed for each"):
         estimator(torch.zeros(2), torch.tensor([1, 1, 1]))
-    with pytest.raises(ValueError, match="floating point"):
-        estimator(torch.tensor([1, 2]), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match=r"scores_B has dtype torch\.bool"):
+        estimator(torch.tensor([True, False]), torch.tensor([1, 1]))
     assert estimator(torch.zeros(2, dtype=torch.bfloat16), torch.tensor([1, 1])).dtype == (
         torch.float32
     )
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo])
+def test_integer_scores_are_scores(estimator):
+    ids = torch.tensor([1, 0, 1, 0])
+    got = estimator(torch.tensor([3, 0, 5, 1]), ids)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, estimator(torch.tensor([3.0, 0.0, 5.0, 1.0]), ids))
 
 
 def test_one_advantage_a_response_is_given_to_each_of_its_tokens():

@@ -174,19 +174,33 @@ def test_float64_in_float64_out(case):
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_an_integer_mask_is_a_mask(case, dtype):
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int64, torch.bfloat16, torch.float32, torch.float64]
+)
+def test_a_mask_of_0_and_1_is_a_mask_in_any_dtype(case, dtype):
     batch = random_batch(4)
-    as_integers = replace(batch, mask_BT=batch.mask_BT.to(dtype))
-    for got, want in zip(CASES[case](as_integers), CASES[case](batch), strict=True):
-        assert torch.equal(got, want)
+    as_numbers = replace(batch, mask_BT=batch.mask_BT.to(dtype))
+    for got, want in zip(CASES[case](as_numbers), CASES[case](batch), strict=True):
+        assert torch.equal(got, want) and got.dtype == want.dtype
 
 
 @every_case
-def test_a_float_mask_raises(case):
+@pytest.mark.parametrize("value", [2, -1, 255, 0.5, float("nan"), float("inf")])
+def test_a_mask_of_other_numbers_raises(case, value):
     batch = random_batch(4)
-    with pytest.raises(ValueError, match=r"mask.* has dtype torch\.float32.*\.bool\(\)"):
-        CASES[case](replace(batch, mask_BT=batch.mask_BT.float()))
+    mask_BT = torch.where(batch.mask_BT, torch.tensor(value), 0)
+    with pytest.raises(ValueError, match=r"mask.* other than 0 and 1.*\.bool\(\)"):
+        CASES[case](replace(batch, mask_BT=mask_BT))
+
+
+@every_case
+def test_each_result_has_memory_of_its_own(case):
+    batch = random_batch(9, rows=3, length=1)
+    given, results = (
+        [x.untyped_storage().data_ptr() for x in tensors]
+        for tensors in ((*batch.inputs, batch.mask_BT), CASES[case](batch))
+    )
+    assert len(set(results)) == len(results) and not set(results) & set(given)
 
 
 @every_case
@@ -204,7 +218,7 @@ def test_integer_tensors_raise(case):
         CASES[case](integers)
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - {"masked_mean"}))
+@every_case
 def test_no_rows_at_all_is_no_error(case):
     for out in CASES[case](random_batch(7).rows(slice(0, 0))):
         assert out.isfinite().all() and (out.ndim == 0 or len(out) == 0)

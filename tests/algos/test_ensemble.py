@@ -37,6 +37,7 @@ def test_golden_values() -> None:
     assert combine_scores(scores_MN).tolist() == [2.0, 0.0]
     assert combine_scores(scores_MN, how="cautious", caution=0.5).tolist() == [1.5, 0.0]
     assert combine_scores(scores_MN.bfloat16(), how="min").dtype == torch.float32
+    assert torch.equal(combine_scores(scores_MN.long()), combine_scores(scores_MN))
 
 
 def test_what_cannot_be_combined() -> None:

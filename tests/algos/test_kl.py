@@ -39,8 +39,9 @@ def test_k3_is_never_negative_and_exact_near_zero(lr):
 
 
 def test_gradient_of_k3_by_finite_differences():
-    logprobs = torch.randn(4, dtype=torch.float64).requires_grad_()
-    ref = torch.randn(4, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    ref, logprobs = torch.randn(2, 4, dtype=torch.float64, generator=random)
+    logprobs.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kl_estimate(x, ref, "k3"), logprobs)
 
 
@@ -77,12 +78,20 @@ def test_adaptive_coefficient_survives_a_checkpoint():
     assert again.update(3.0, 32) == control.update(3.0, 32)
 
 
+@pytest.mark.parametrize(("kl", "factor"), [(9.0, 2.2), (6.0, 1.0), (5.4, 0.4)])
+def test_adaptive_coefficient_takes_any_number_of_responses_that_leaves_it_positive(kl, factor):
+    control = AdaptiveKL(0.2, target=6.0, horizon=100)
+    assert control.update(kl, 600) == pytest.approx(0.2 * factor)
+
+
 def test_adaptive_coefficient_refuses_nonsense():
     control = AdaptiveKL(0.2, target=6.0, horizon=100)
     with pytest.raises(ValueError, match="kl is nan"):
         control.update(float("nan"), 8)
-    with pytest.raises(ValueError, match="n is 500"):
+    with pytest.raises(ValueError, match=r"n is 500 .* would be multiplied by 0: .* above n/5"):
         control.update(1.0, 500)
+    with pytest.raises(ValueError, match="n is -1"):
+        control.update(9.0, -1)
     with pytest.raises(ValueError, match="both must be positive"):
         AdaptiveKL(0.2, target=0.0, horizon=100)
     with pytest.raises(ValueError, match="init is -1"):

@@ -60,7 +60,8 @@ def policy_by_hand(tokens, low, high, dual):
 )
 def test_policy_loss_against_plain_python(seed, low, high, dual, weighted):
     batch = random_batch(seed)
-    weights = torch.rand(batch.mask_BT.shape, dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    weights = torch.rand(batch.mask_BT.shape, dtype=torch.float64, generator=random)
     ones = torch.ones_like(weights)
     want, sums = policy_by_hand(unmasked(batch, weights if weighted else ones), low, high, dual)
     batch = with_junk(batch, seed)
@@ -127,6 +128,27 @@ def test_an_overflowing_ratio_spoils_no_gradient_where_it_is_clipped():
     torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 0.0, 0.0, -0.25]]))
 
 
+@pytest.mark.parametrize("dual", [None, 3.0])
+@pytest.mark.parametrize("clip", [0.2, INF])
+@pytest.mark.parametrize(
+    ("advantage", "weight"), [(0.0, None), (0.0, INF), (-1.0, 0.0), (1.0, 0.0), (0.0, 0.0)]
+)
+def test_a_token_without_advantage_or_weight_adds_0_however_large_its_ratio(
+    advantage, weight, clip, dual
+):
+    logprobs = torch.tensor([[200.0, -1.0]], requires_grad=True)
+    weights = None if weight is None else torch.tensor([[weight, 1.0]])
+    loss, diagnostics = policy_loss(
+        logprobs, torch.tensor([[0.0, -1.0]]), torch.tensor([[advantage, 1.0]]),
+        torch.ones(1, 2, dtype=torch.bool),
+        clip_low=clip, clip_high=clip, dual_clip=dual, weights_BT=weights,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == -0.5
+    assert logprobs.grad.tolist() == [[0.0, -0.5]]
+    assert float(diagnostics["tokens"]) == 2
+
+
 def test_gradients_by_finite_differences():
     batch = random_batch(10, rows=3, length=4)
     a_BT = batch.a_BT.requires_grad_()
@@ -179,6 +201,8 @@ def test_explained_variance_from_sums_over_splits():
         torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
     )[1]
     assert math.isnan(float(explained_variance(constant)))
+    with pytest.raises(KeyError, match="returns"):
+        explained_variance(policy_loss(batch.a_BT, batch.b_BT, batch.c_BT, batch.mask_BT)[1])
 
 
 def test_kl_loss_is_the_mean_of_k3_and_k1_is_refused():

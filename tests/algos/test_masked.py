@@ -57,6 +57,20 @@ def test_mean_pooling_counts_only_what_is_attended():
     assert pooled.tolist() == [[2.0, 20.0]]
 
 
+def test_a_row_without_unmasked_element_raises_whichever_the_dimension():
+    mask = torch.tensor([[True, True], [False, False]])
+    for dim in (None, 0, 1, -1):
+        with pytest.raises(ValueError, match=r"no unmasked position in row\(s\) \[1\]"):
+            masked_mean(torch.ones(2, 2), mask, dim=dim)
+
+
+def test_the_mean_of_no_rows_is_0_or_none():
+    x, mask = torch.ones(0, 3), torch.ones(0, 3, dtype=torch.bool)
+    assert masked_mean(x, mask).tolist() == 0
+    assert masked_mean(x, mask, dim=0).tolist() == [0, 0, 0]
+    assert masked_mean(x, mask, dim=1).tolist() == []
+
+
 def test_a_slice_without_unmasked_element_raises():
     mask = torch.tensor([[True, False], [True, False]])
     with pytest.raises(ValueError, match="along dim=0"):

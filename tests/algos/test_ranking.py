@@ -123,6 +123,7 @@ def test_one_list_at_a_time_adds_up_to_the_whole(reduction, lists):
 def test_golden_lists():
     four, ids = torch.tensor([2.0, 1.0, 0.0, -1.0]), torch.zeros(4, dtype=torch.long)
     assert float(ranked_list_loss(four, ids)) == pytest.approx(0.207038, abs=5e-7)
+    assert float(ranked_list_loss(four.long(), ids)) == pytest.approx(0.207038, abs=5e-7)
     assert float(ranked_list_loss(four, ids, form="logexp")) == pytest.approx(0.207038, abs=5e-7)
     assert float(ranked_list_loss(four, ids, form="sigmoid")) == pytest.approx(-0.817891, abs=5e-7)
     both = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0, -1.0])
@@ -184,7 +185,9 @@ def test_the_margin_stands_inside_and_so_changes_the_gradient():
 
 
 def test_gradients_by_finite_differences():
-    scores = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    random = torch.Generator().manual_seed(0)
+    scores, other = torch.randn(2, 7, dtype=torch.float64, generator=random)
+    scores.requires_grad_()
     ids, ranks = torch.tensor([5, 2, 5, 5, 2, 5, 9]), torch.tensor([0, 1, 1, 2, 0, 1, 0])
     for form in FORMS:
         for reduction in ("list", "pair"):
@@ -194,7 +197,6 @@ def test_gradients_by_finite_differences():
                 ),
                 scores,
             )
-    other = torch.randn(7, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda s: pairwise_loss(s, other, margin=0.3, label_smoothing=0.2), scores
     )
@@ -296,6 +298,8 @@ def test_nonsense_raises():
         pairwise_loss(x, x, margin=torch.zeros(3))
     with pytest.raises(ValueError, match=r"rejected_P has shape \(3,\)"):
         pairwise_loss(x, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"scores_N has dtype torch\.bool"):
+        ranked_list_loss(ids == 0, ids)
     with pytest.raises(ValueError, match="reduction is 'mean'"):
         ranked_list_loss(x, ids, reduction="mean")
     with pytest.raises(ValueError, match="form is 'hinge'"):

@@ -89,6 +89,7 @@ def test_input_order_is_rank_order():
     assert float(pair_accuracy(score_gaps(scores, ids))) == pytest.approx(3 / 4)
     assert float(exact_order(scores, ids)) == 0.5
     assert float(kendall_tau_b(scores, ids)) == pytest.approx((1 / 3 + 1) / 2)
+    assert torch.equal(score_gaps(scores.long(), ids), score_gaps(scores, ids))
 
 
 def test_a_model_that_ties_everything_gets_nothing():

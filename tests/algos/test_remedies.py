@@ -31,6 +31,9 @@ def test_flipping_exchanges_the_two_and_twice_is_nothing():
     flip = torch.tensor([True, False, True])
     flipped = flip_labels(chosen, rejected, flip)
     assert [x.tolist() for x in flipped] == [[4, 2, 6], [1, 5, 3]]
+    for dtype in (torch.uint8, torch.float32):
+        again = flip_labels(chosen, rejected, flip.to(dtype))
+        assert all(torch.equal(a, b) for a, b in zip(again, flipped, strict=True))
     again = flip_labels(*flipped, flip)
     assert torch.equal(again[0], chosen) and torch.equal(again[1], rejected)
 

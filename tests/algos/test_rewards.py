@@ -75,7 +75,24 @@ def test_scores_normalise_clip_and_pay_for_a_missing_eos():
     clipped = clip_scores(normal, limit=2.5)
     assert clipped.tolist() == [-1.0, 0.0, 2.5]
     has_eos = torch.tensor([True, False, True])
-    assert penalise_missing_eos(clipped, has_eos, penalty=1.0).tolist() == [-1.0, -1.0, 2.5]
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32):
+        found = penalise_missing_eos(clipped, has_eos.to(dtype), penalty=1.0)
+        assert found.tolist() == [-1.0, -1.0, 2.5]
+
+
+def test_integer_scores_become_float32():
+    scores = torch.tensor([1, 3, -11])
+    for found, want in (
+        (normalise_scores(scores, mean=3.0, std=2.0), [-1.0, 0.0, -7.0]),
+        (clip_scores(scores, limit=2.5), [1.0, 2.5, -2.5]),
+        (penalise_missing_eos(scores, torch.tensor([1, 1, 0]), penalty=0.5), [1.0, 3.0, -11.5]),
+    ):
+        assert found.dtype == torch.float32 and found.tolist() == want
+    zeros, mask = torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.uint8)
+    shaped = shaped_rewards(scores, zeros, zeros, mask, kl_coef=0.1)
+    assert shaped.dtype == torch.float32 and shaped.sum(1).tolist() == [1.0, 3.0, -11.0]
+    with pytest.raises(ValueError, match=r"scores_B has dtype torch\.bool"):
+        clip_scores(scores > 0, limit=1.0)
 
 
 def test_reference_samples_normalise_to_mean_0_and_deviation_1():
@@ -102,7 +119,7 @@ def test_nonsense_raises():
     with pytest.raises(ValueError, match="penalty is -1"):
         penalise_missing_eos(scores, torch.ones(2, dtype=torch.bool), penalty=-1.0)
     with pytest.raises(ValueError, match=r"pass has_eos_B\.bool"):
-        penalise_missing_eos(scores, torch.ones(2), penalty=1.0)
+        penalise_missing_eos(scores, torch.tensor([7, 0]), penalty=1.0)
     mask = torch.ones(3, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="2 scores, but the mask has 3 rows"):
         shaped_rewards(scores, torch.zeros(3, 2), torch.zeros(3, 2), mask, kl_coef=0.1)
