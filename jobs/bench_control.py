@@ -164,11 +164,14 @@ class SleepingGenerator:
         table, meta = method.remote(order, seconds, self._version)
         return table, meta
 
-    def abort(self, keys: Any) -> Any:
+    def void(self, incarnation: int) -> Any:
         return self._actor.after.remote(0.0)
 
     def rest(self) -> Any:
         return self._actor.after.remote(0.0)
+
+    def lacking(self) -> str:
+        return ""
 
     def kill(self) -> None:
         """The process is others' too."""

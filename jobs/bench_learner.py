@@ -46,7 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--critic", choices=("none", "separate"), default="none")
-    parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--micro-batch-tokens", type=int, default=None)
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument(
         "--updates", type=int, default=2, help="measured ones, after one to warm up"
     )
@@ -114,16 +115,20 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
 
 
-def forward_operations(args: argparse.Namespace, body: int) -> float:
-    """Of one forward pass over the batch: body, causal attention, head at response tokens."""
+def forward_operations(args: argparse.Namespace, body: int, *, outputs: int) -> float:
+    """Of one forward pass over the batch: body, causal attention, head at response tokens.
+
+    outputs: of the head, the vocabulary for a policy and 1 for a critic.
+    """
     positions = args.prompt_len + args.response - 1
     each = 2 * body + 2 * args.layers * positions * args.hidden
-    return args.batch * (positions * each + args.response * 2 * args.vocab * args.hidden)
+    return args.batch * (positions * each + args.response * 2 * outputs * args.hidden)
 
 
 def main() -> int:
     args = arguments()
-    set_up_torch(threads=args.threads, deterministic=args.dtype == "float32")
+    exact = args.dtype == "float32"  # as in a run
+    set_up_torch(threads=args.threads, deterministic=exact, strict=exact and args.device == "cuda")
     dtype = getattr(torch, args.dtype)
     model = prepare(decoder(args))
     body = sum(p.numel() for p in model.parameters()) - args.vocab * args.hidden
@@ -137,6 +142,7 @@ def main() -> int:
             minibatches=args.minibatches,
             estimator="gae" if separate else "reinforce_pp",
             micro_batch_tokens=args.micro_batch_tokens,
+            activation_checkpointing=args.activation_checkpointing,
         ),
         seed=0,
         temperature=1.0,
@@ -147,8 +153,8 @@ def main() -> int:
     rate = product_rate(args.device, dtype)
     update_s = seconds(lambda: learner.update(0, table), args.device, repeats=args.updates)
     scoring_s = seconds(lambda: learner.score(table), args.device, repeats=args.updates)
-    models = 2 if separate else 1
-    once = models * forward_operations(args, body)
+    heads = [args.vocab, 1] if separate else [args.vocab]
+    once = sum(forward_operations(args, body, outputs=outputs) for outputs in heads)
     tokens = args.batch * (args.prompt_len + args.response - 1)
     report = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",

@@ -77,8 +77,8 @@ class Options:
     """Real prompts, a line each; without it they are random."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of learner and scorers."""
-    micro_batch_tokens: int = PPO.micro_batch_tokens
-    """Tokens of one forward and backward pass."""
+    micro_batch_tokens: int | None = PPO.micro_batch_tokens
+    """Tokens of one forward and backward pass. None: as the device suits."""
 
 
 def make_config(options: Options, root: str) -> Config:

@@ -3,16 +3,19 @@
 python jobs/ppo.py [--recipe jobs/recipes/reviews.yaml] [--section.field value …] [--resume]
 """
 
+import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
 from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.pipeline import read_run, run
+from rlhf_ray.observe.samples import before_after
+from rlhf_ray.training.pipeline import SIDE_BY_SIDE, read_run, run
 
 
 def parse(base: Config | None = None) -> cli.Resumable:
@@ -21,14 +24,33 @@ def parse(base: Config | None = None) -> cli.Resumable:
     )
 
 
+def finished(config: Config) -> dict[str, Any] | None:
+    """summary.json of a run that has done all its iterations."""
+    path = config.dir / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary["iterations"] >= config.ppo.iterations else None
+
+
 def main() -> int:
     # Ctrl-C, also where a shell started this in the background; SIGTERM is how `ray job stop` asks.
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.default_int_handler)
     command = parse()
-    if command.resume and command.recipe is None:  # what the run began with; flags override it
-        command = parse(read_run(command.config.dir))
-    run(command.config, resume=command.resume, console=Console(command.config.run.name))
+    directory = command.config.dir
+    begun = command.resume_if_begun and (directory / "config.yaml").is_file()
+    resume = command.resume or begun
+    if resume:
+        base = read_run(directory)
+        if command.recipe is None:  # what the run began with; flags override it
+            command = parse(base)
+    console = Console(command.config.run.name)
+    if begun and (summary := finished(command.config)):
+        samples = before_after(directory)[:SIDE_BY_SIDE]
+        console.summary(summary, samples, report=str(directory / "report.html"))
+        return 0
+    run(command.config, resume=resume, console=console)
     return 0
 
 

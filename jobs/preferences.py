@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from rlhf_ray import cli
+from rlhf_ray.data.faults import OnBadRow, skipped
 from rlhf_ray.data.preferences import leaks, load_lists, split_lists, write_jsonl
-from rlhf_ray.data.rows import OnBadRow
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.curves import (
     STRENGTH_FILE,
@@ -114,6 +114,8 @@ class SplitOptions:
     """Share of the groups held out."""
     seed: int = 0
     """Decides which."""
+    prompt_column: str = "prompt"
+    """Column of the prompt."""
     on_bad_row: OnBadRow = "fail"
     """A bad row ends the job with file, line and fault, or is skipped and counted."""
 
@@ -121,14 +123,22 @@ class SplitOptions:
 def split(argv: list[str]) -> int:
     """Write two sets that share no dialogue and no text."""
     options = tyro.cli(SplitOptions, args=argv, prog="jobs/preferences.py split")
-    lists = load_lists(options.file, on_bad_row=options.on_bad_row, seed=options.seed)
-    train, test = split_lists(lists, options.heldout, options.seed)
+    if not 0 <= options.heldout < 1:
+        raise ValueError(f"--heldout is {options.heldout}: it is a share, at least 0 and below 1")
+    lists = load_lists(
+        options.file,
+        on_bad_row=options.on_bad_row,
+        seed=options.seed,
+        prompt_column=options.prompt_column,
+        flag="--on-bad-row",
+    )
+    train, test = split_lists(lists, options.heldout, options.seed, instead="set --heldout 0")
     assert not leaks(train, test)
     for path, part in ((options.train, train), (options.test, test)):
         write_jsonl(path, part)
         print(f"{len(part)} lists: {path}")
     if lists.bad_rows:
-        print(f"{lists.bad_rows} bad rows skipped")
+        print(skipped(lists.bad_rows, lists.first_bad))
     return 0
 
 
@@ -146,6 +156,8 @@ class EvaluateOptions:
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
     on_bad_row: OnBadRow = "fail"
     """A bad row ends the job with file, line and fault, or is skipped and counted."""
+    prompt_column: str = "prompt"
+    """Column that holds the prompt."""
 
 
 def evaluate(argv: list[str]) -> int:
@@ -157,6 +169,8 @@ def evaluate(argv: list[str]) -> int:
         combine=options.combine,
         chat_template=options.chat_template,
         on_bad_row=options.on_bad_row,
+        prompt_column=options.prompt_column,
+        flag="--on-bad-row",
     )
     tell(verdict.to_dict())
     if options.out is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
+from rlhf_ray.data.faults import skipped
 from rlhf_ray.observe.console import Console
 from rlhf_ray.training.pipeline import train_phase
 
@@ -19,6 +20,8 @@ def main() -> int:
     for name, value in last.items():
         if name.startswith("heldout/"):
             print(f"{name.removeprefix('heldout/'):<20}{value:.4f}")
+    if last.get("bad_rows"):
+        print(skipped(last["bad_rows"], last.get("first_bad")))
     print(f"reward model: {out}, report: {config.dir / 'report.html'}")
     return 0
 

@@ -17,7 +17,7 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.pipeline import resolve
+from rlhf_ray.training.paths import resolve
 from rlhf_ray.training.sampling import sample_to
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_ray import cli
+from rlhf_ray.data.faults import skipped
 from rlhf_ray.observe.console import Console
 from rlhf_ray.training.pipeline import train_phase
 
@@ -19,6 +20,8 @@ def main() -> int:
     out, last = train_phase(config, "sft", Console(config.run.name))
     if "heldout/perplexity" in last:
         print(f"held-out perplexity a token: {last['heldout/perplexity']:.2f}")
+    if last.get("bad_rows"):
+        print(skipped(last["bad_rows"], last.get("first_bad")))
     print(f"model: {out}")
     return 0
 

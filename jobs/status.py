@@ -19,10 +19,10 @@ from rich.text import Text
 
 from rlhf_ray import cli
 from rlhf_ray.actors.control import Report, Standing, Wish, ask
+from rlhf_ray.observe.keys import TIMES
 from rlhf_ray.orchestration.session import join_session
 
 METRICS = ("score/mean", "kl/mean_k1", "samples_per_s", "generators/restarts", "rollouts/requeued")
-NOT_PHASES = ("time/step", "time/wait_rollouts", "time/fetch")
 SILENT_AFTER = 10.0  # seconds without a report after which that is said
 WAITS_FROM = 1.0  # seconds from which a wait is shown
 
@@ -59,7 +59,7 @@ def lines(report: Report, wish: Wish, now: float) -> Iterator[str]:
 
 def _time(row: dict[str, float]) -> Iterator[str]:
     """Where the last iteration's seconds went, the longest first."""
-    parts = {k[5:]: v for k, v in row.items() if k.startswith("time/") and k not in NOT_PHASES}
+    parts = {name: row[f"time/{name}"] for name in TIMES if f"time/{name}" in row}
     if parts:
         longest = sorted(parts.items(), key=lambda part: -part[1])
         shown = "  ".join(f"{name} {seconds:.2f}" for name, seconds in longest)

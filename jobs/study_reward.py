@@ -7,7 +7,7 @@ python jobs/study_reward.py remedies … --elsewhere OTHER.jsonl     contrastive
 
 Everything runs in this process, one training after the other. What is done is not done again: a
 study that was stopped goes on where it was. Each seed begins with SFT on the texts of its training
-lists (--data.texts: on others; --rm.base: on none, the model is there).
+lists (--data.texts: on others; --rm.base: on none, the model is there). Each takes --help.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def quality(options: Options) -> str:
     def trial(seed: int) -> studies.Numbers:
         config = studies.of_seed(options.config, seed)
         base = base_of(options, config)
-        elsewhere = studies.read_elsewhere(options.elsewhere, base)
+        elsewhere = studies.read_elsewhere(options.elsewhere, base, config)
         return studies.train_and_judge(config, base, studies.read_split(config, base), elsewhere)
 
     results = run(options, {"reward model": trial})
@@ -171,7 +171,7 @@ def remedies(options: Options) -> str:
     def trial(changes: dict, seed: int) -> studies.Numbers:
         config = studies.of_seed(options.config, seed)
         base = base_of(options, config)
-        elsewhere = studies.read_elsewhere(options.elsewhere, base)
+        elsewhere = studies.read_elsewhere(options.elsewhere, base, config)
         split = studies.read_split(config, base)
         if "meta" in changes:
             changes = {"meta": MetaRM(samples=samples_of(options, elsewhere))}
@@ -218,12 +218,19 @@ def parse(argv: list[str]) -> Options:
     base = cli.read_recipe(recipe) if recipe else Config()
     default = Options(config=base, recipe=recipe)
     return tyro.cli(
-        Options, args=argv, default=default, prog="jobs/study_reward.py", description=__doc__
+        Options,
+        args=argv,
+        default=default,
+        prog="jobs/study_reward.py",
+        description=cli.described(__doc__),
     )
 
 
 def main() -> int:
     named = sys.argv[1] if len(sys.argv) > 1 else ""
+    if named in ("-h", "--help"):
+        print(__doc__)
+        return 0
     if named not in STUDIES:
         raise ValueError(f"say which study: one of {', '.join(STUDIES)} (now {named!r})")
     options = parse(sys.argv[2:])

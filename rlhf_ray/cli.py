@@ -1,19 +1,28 @@
 """From a command line to a Config: class defaults, then a YAML recipe, then flags."""
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import Annotated, NoReturn, TypeVar
 
 import tyro
-import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from rlhf_ray.config import Config
+from rlhf_ray.recipes import read_recipe
+
+__all__ = [
+    "Command",
+    "Resumable",
+    "described",
+    "parse",
+    "parse_resumable",
+    "read_recipe",
+    "recipe_path",
+    "run",
+]
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -25,7 +34,8 @@ class Command:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     recipe: Path | None = None
-    """A YAML file with the sections below; flags override it."""
+    """A YAML file with the sections below; flags override it. `reward.sources`, what scores a
+    response, can be given there alone: docs/rewards.md."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,9 @@ class Resumable(Command):
 
     resume: bool = False
     """Go on with this run after its last complete checkpoint."""
+    resume_if_begun: bool = False
+    """As `--resume` where the run has begun, a start where it has not, its summary where it is
+    done: for a job that is started again after a failure."""
 
 
 Kind = TypeVar("Kind", bound=Command)
@@ -47,13 +60,18 @@ def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
 def parse_resumable(
     argv: Sequence[str], *, prog: str, description: str, base: Config | None = None
 ) -> Resumable:
-    """The same with `--resume`. base: what flags override where no recipe is given."""
+    """The same with `--resume` and its like. base: what flags override where no recipe is given."""
     return _parse(Resumable, argv, prog=prog, description=description, base=base)
 
 
 def _parse(
     kind: type[Kind], argv: Sequence[str], *, prog: str, description: str, base: Config | None
 ) -> Kind:
+    if any(arg.startswith("--reward.sources") for arg in argv):
+        raise ValueError(
+            "--reward.sources is no flag: a recipe lists what scores a response, as "
+            "`reward: {sources: [{model: DIR}]}`; name it with --recipe (docs/rewards.md)"
+        )
     recipe = recipe_path(argv)
     base = read_recipe(recipe) if recipe else base or Config()
     return tyro.cli(
@@ -61,32 +79,8 @@ def _parse(
         args=list(argv),
         default=kind(config=base, recipe=recipe),
         prog=prog,
-        description=description,
+        description=described(description),
     )
-
-
-def read_recipe(path: Path) -> Config:
-    """A Config from a YAML recipe. ValueError names the file, the key and the nearest right one."""
-    if not path.is_file():
-        raise ValueError(
-            f"recipe {path} does not exist; the recipes of this project are in jobs/recipes/"
-        )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"recipe {path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(
-            f"recipe {path} holds a {type(tree).__name__}; it is a mapping of sections"
-        )
-    try:
-        return TypeAdapter(Config).validate_python(tree)
-    except ValidationError as error:
-        raise ValueError(_explain(error, f"recipe {path}")) from None
 
 
 def run(main: Callable[[], int | None], *, after_interrupt: str = "") -> NoReturn:
@@ -108,39 +102,26 @@ def run(main: Callable[[], int | None], *, after_interrupt: str = "") -> NoRetur
 
 
 def recipe_path(argv: Sequence[str]) -> Path | None:
-    """The recipe that `argv` names, before it is parsed: it decides the defaults."""
-    for i, arg in enumerate(argv):
-        if arg == "--recipe" and i + 1 < len(argv):
-            return Path(argv[i + 1])
-        if arg.startswith("--recipe="):
-            return Path(arg.partition("=")[2])
-    return None
+    """The recipe that `argv` names, before it is parsed: it decides the defaults.
+
+    Raises ValueError where it names several.
+    """
+    named = [arg.partition("=")[2] for arg in argv if arg.startswith("--recipe=")]
+    named += [after for arg, after in pairwise(argv) if arg == "--recipe"]
+    if len(named) > 1:
+        raise ValueError(
+            f"--recipe is given {len(named)} times ({', '.join(named)}): a run has one; put their "
+            f"settings in one file, or give some as flags"
+        )
+    return Path(named[0]) if named else None
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    return "; ".join(_explain_one(item, where) for item in error.errors())
-
-
-def _explain_one(item: ErrorDetails, where: str) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] in ("unexpected_keyword_argument", "dataclass_unexpected_keyword_argument"):
-        known = _known_keys(item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key {key}: {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: {key} = {item['input']!r}: {message}"
-
-
-def _known_keys(path: Sequence[str | int]) -> list[str]:
-    node: Any = Config
-    for part in path:
-        if isinstance(part, int):  # a place in a tuple: `node` is already what it is a tuple of
-            continue
-        found = {f.name: f.type for f in fields(node)}.get(part)
-        node = next((kind for kind in (found, *get_args(found)) if is_dataclass(kind)), None)
-        if node is None:
-            return []
-    return [f.name for f in fields(node)]
+def described(docstring: str | None) -> str:
+    """A job's docstring for its help, where commands keep their lines: tyro would join them."""
+    lines: list[str] = []
+    for line in (docstring or "").split("\n"):
+        after_command = bool(lines) and lines[-1].startswith("  ")
+        is_command = line.startswith("python ") or (after_command and line.startswith(" "))
+        lines += [""] if after_command and line and not is_command else []
+        lines.append(f"  {line}" if is_command else line)
+    return "\n".join(lines)

@@ -317,6 +317,8 @@ class RewardSource:
 
 @dataclass(frozen=True)
 class Reward:
+    """What scores a response: `sources`, a list that a recipe alone can give (docs/rewards.md)."""
+
     __pydantic_config__ = _STRICT
 
     sources: tuple[RewardSource, ...] = ()
@@ -341,17 +343,22 @@ class Rollout:
     temperature: float = 1.0
     """Every log-probability is of the distribution sampled from: logits / temperature."""
     dtype: Dtype = "auto"
-    """Type of the generator's weights. auto: what the learner computes in (model.dtype)."""
+    """Type of the generator's weights. auto: what the learner computes in (model.dtype), which on
+    GPUs is bfloat16: of compute capability 8 and more. On older ones give float32 for both."""
     shard_prompts: int = 16
     """Prompts leased to a generator at a time; all samples of a prompt go together."""
     ignore_eos: bool = False
     """Sample exactly `max_response_tokens` (benchmarks)."""
     max_in_flight: int = 256
     """Responses that a generator works on at a time."""
-    kv_cache_mb: int = 256
-    """Memory of the engine's key-value cache."""
+    kv_cache_mb: int | None = None
+    """Memory of the engine's key-value cache, on each of its GPUs. None: 256 on a CPU; on a GPU
+    what `max_in_flight` prompts with responses take at their longest, but no more than half of
+    the part of it that the generator reserves."""
     tensor_parallel: int = 1
     """GPUs of one generator, all on one node (vLLM only)."""
+    eager: bool = False
+    """On a GPU decode without CUDA graphs: slower, with less memory and a quicker start (vLLM)."""
     sleep: bool = False
     """Generators give their GPU's memory to the learners between phases (vLLM on CUDA, with
     `ppo.max_staleness` 0)."""
@@ -420,8 +427,11 @@ class PPO:
     """How many versions generation may be ahead of learning. 0: synchronous and exact."""
     importance_cap: float = 2.0
     """Cap of the truncated importance weight when `max_staleness` > 0."""
-    micro_batch_tokens: int = 16_384
-    """Tokens of one forward and backward pass of a rank."""
+    micro_batch_tokens: int | None = None
+    """Tokens of one forward and backward pass of a rank. None: 2,048 on a CPU, 16,384 on a GPU."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer until the backward pass, which then runs it again: less
+    memory for a quarter to a third more computation."""
     shard_weights: bool = True
     """Each of several ranks holds a part of the weights and of Adam's moments (FSDP2). False: each
     holds them all, which is faster where they fit; gradients alone are summed."""
@@ -433,16 +443,6 @@ class PPO:
                 f"ppo.prompts {self.prompts} × ppo.samples {self.samples} = {total} rollouts do "
                 f"not divide into ppo.minibatches {self.minibatches}: change one of the three, for "
                 f"example --ppo.prompts {self.prompts + (-self.prompts) % self.minibatches}"
-            )
-        if self.estimator in ("rloo", "grpo") and self.samples < 2:
-            raise ValueError(
-                f"ppo.estimator {self.estimator} compares responses to the same prompt, and "
-                f"ppo.samples is {self.samples}: set --ppo.samples 4, or --ppo.estimator gae"
-            )
-        if self.warmup_iterations and self.estimator != "gae":
-            raise ValueError(
-                f"ppo.warmup_iterations {self.warmup_iterations} is of a critic, and ppo.estimator "
-                f"{self.estimator} has none: leave one of the two out"
             )
         if self.kl_target is not None and total >= 5 * self.kl_horizon:
             raise ValueError(
@@ -470,11 +470,13 @@ class Cluster:
     scorer_cpus: float = 0.0
     """CPUs that a scorer reserves in Ray."""
     generator_gpus: float | None = None
-    """GPUs that a generator reserves. None: 1 where Ray has GPUs for all roles, else 0."""
+    """GPUs that a generator reserves. None: `rollout.tensor_parallel` where that is above 1; else
+    one, or a part of one where there are not enough; 0 where there is none."""
     learner_gpus: float | None = None
-    """GPUs that a learner rank reserves. None: as for generators."""
+    """GPUs that a learner rank reserves; several ranks need more than half a GPU each. None: one;
+    a part of one where there are not enough, or as many as ranks; 0 where there is none."""
     scorer_gpus: float | None = None
-    """GPUs that a scorer reserves. None: as for generators."""
+    """GPUs that a scorer reserves. None: a part of one, at most half; 0 where there is none."""
     role_resources: bool = False
     """Place each role only on nodes that offer `rlhf_generator`, `rlhf_learner` or `rlhf_scorer` in
     Ray, so that a group of nodes for each role grows by itself."""
@@ -482,16 +484,19 @@ class Cluster:
     """The cluster grows by itself: what has no room yet is asked for from Ray's autoscaler. GPUs by
     role must be given then, as long as no node with GPUs is up."""
     weights_by: WeightsBy = "object_store"
-    """How new weights reach the generators. cuda_ipc: they map the learner's GPU memory, where one
-    GPU has the whole run (vLLM, `ppo.max_staleness` 0)."""
+    """How new weights reach the generators. cuda_ipc: they map the learner's GPU memory, where Ray
+    has a single GPU and the whole run is on it (vLLM, `ppo.max_staleness` 0). Between GPUs they go
+    by way of the hosts: there is no transfer by NCCL."""
     start_timeout_s: float = 300.0
-    """Deadline of an actor's start."""
+    """Deadline for finding room and for starting; for a generator's load of a version; and for its
+    giving up of its GPU's memory."""
     shard_timeout_s: float = 600.0
-    """Deadline of one shard, from lease to commit."""
+    """Deadline of one shard: of a generator, from lease to commit; then of each scorer."""
     update_timeout_s: float = 3600.0
-    """Deadline of one update of the learners."""
+    """Deadline of one update of the learners, and of writing or reading their state."""
     heartbeat_timeout_s: float = 20.0
-    """A generator silent for this long is taken for wedged."""
+    """A generator silent for this long is taken for wedged; a learner or scorer silent for three
+    times as long, for dead."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,20 @@
 """Recipes and flags: what is right gets through, what is wrong is named with its fix."""
 
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
-from rlhf_ray.cli import Resumable, parse_resumable, read_recipe
-from rlhf_ray.config import PPO, Config, RewardSource
-from rlhf_ray.config_limits import ABOVE, BELOW, LEAST, MOST
+from rlhf_ray.cli import Resumable, described, parse_resumable, read_recipe
+from rlhf_ray.config import PPO, Config, Reward, RewardSource, Run
+from rlhf_ray.training import pipeline
+from tests.running.here import job_here
 from tests.running.jobs import ROOT
 
 
@@ -51,20 +59,38 @@ def test_resume_and_reward_sources(tmp_path):
         ("sft: {epochs: many}", "sft.epochs = 'many'"),
         ("ppo: {estimator: gea}", "ppo.estimator = 'gea'"),
         ("ppo: {prompts: 7}", "--ppo.prompts 8"),
-        ("ppo: {estimator: rloo}", "set --ppo.samples 4, or --ppo.estimator gae"),
         ("reward: {sources: [{functoin: 'm:f'}]}", "0.functoin: did you mean function?"),
         ("reward: {sources: [{zzz: 1}]}", "known here: model, classifier, function"),
         ("reward: {sources: [{weight: 2}]}", "exactly one of model, classifier, function"),
-        ("ppo: {warmup_iterations: 1, estimator: reinforce_pp}", "has none"),
         ("ppo: {kl_target: 2, kl_horizon: 10}", "β could turn negative; give more than 25.6"),
         ("ppo: {gamma: 1.5}", "--ppo.gamma is 1.5; it must be at most 1"),
         ("ppo: {dual_clip: 1}", "--ppo.dual-clip is 1.0; it must be above 1"),
         ("run: {name: ../other}", "--run.name is '../other'"),
         ("run: {name: ''}", "--run.name is ''"),
         ("- a list", "is a mapping of sections"),
-        ("a: [", "is not valid YAML"),
+        ("a: [", "is not valid YAML: line 1, column 5: expected the node content, but found '<str"),
+        ("ppo:\n\tlam: 1", "line 2, column 1: found character '\\t' that cannot start any token: "),
+        ("ppo: {}\n---\nrm: {}", "expected a single document in the stream, but found another"),
+        ("ppo: {lam: 1}\nrm: {lr: 1}\nppo: {gamma: 1}", "line 3, column 1: 'ppo' stands here a"),
+        ("ppo:\n  lam: 1\n  lam: .9", "line 3, column 3: 'lam' stands here again, after line 2"),
+        ("ppo: {iterations: yes}", "ppo.iterations is true, which YAML also reads in yes, "
+         "no, on and off: give a number"),
+        ("rm: {lora: {alpha: off}}", "rm.lora.alpha is false, which YAML also reads in"),
+        ("data: {prompt_prefix_chars: [yes, 3]}", "data.prompt_prefix_chars.0 is true"),
+        ("run: {name: on}", "run.name is true, which YAML also reads in yes, no, on and off: put "
+         "the word in quotes"),
+        ("ppo: {critic: no}", "ppo.critic is false"),
+        ("ppo:\n  iterations:", "ppo.iterations is empty: give it a value, or take the line out"),
+        ("ppo: 4", "ppo is 4, and it is a section: write its settings below it, indented"),
+        ("reward: {sources: {function: 'm:f'}}", "reward.sources is {'function': 'm:f'}, and it is "
+         "a list: begin each entry with '- '"),
+        ("rm: {lora: {targets: q_proj}}", "rm.lora.targets is 'q_proj', and it is a list"),
+        ("ppo.iterations: 4", "unknown key ppo.iterations: write it as a section, ppo: "
+         "{iterations: 4}"),
+        ("--rm.lora.rank: 8", "write it as a section, rm: {lora: {rank: 8}}"),
+        ("data.on-bad-row: skip", "write it as a section, data: {on_bad_row: skip}"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_recipe_is_named_with_its_fix(tmp_path, text, expected):
     path = _recipe(tmp_path, text)
     with pytest.raises(ValueError) as caught:
@@ -80,9 +106,105 @@ def test_a_recipe_that_is_not_utf8_is_named(tmp_path):
         read_recipe(path)
 
 
-def test_a_missing_recipe_says_where_recipes_are(tmp_path):
-    with pytest.raises(ValueError, match="jobs/recipes"):
-        _parse("--recipe", str(tmp_path / "none.yaml"))
+def test_sections_and_lists_without_content_are_empty(tmp_path):
+    text = "ppo:\n  # lam: 1\nrm:\n  lora:\nreward:\n  sources:\n  clip: null\nrun: {name: x}\n"
+    config = read_recipe(_recipe(tmp_path, text))
+    assert config == replace(Config(), run=Run(name="x"), reward=Reward(clip=None))
+    assert read_recipe(_recipe(tmp_path, "")) == Config()
+
+
+def test_a_config_is_read_as_it_was_written(tmp_path):
+    sources = (RewardSource(function="m:f"), RewardSource(model="runs/x", weight=2.0))
+    for config in (Config(), replace(Config(), reward=Reward(sources=sources))):
+        assert read_recipe(_recipe(tmp_path, yaml.safe_dump(config.to_dict()))) == config
+
+
+def test_a_merged_key_may_be_overridden(tmp_path):
+    text = "rollout: {<<: {temperature: 0.5, sleep: true}, sleep: false}\n"
+    rollout = read_recipe(_recipe(tmp_path, text)).rollout
+    assert (rollout.temperature, rollout.sleep) == (0.5, False)
+
+
+def test_a_missing_recipe_says_where_it_was_looked_for_and_where_recipes_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = rf"recipe none.yaml \({tmp_path}/none.yaml\) does not exist; .* in jobs/recipes/"
+    with pytest.raises(ValueError, match=wanted):
+        _parse("--recipe", "none.yaml")
+    with pytest.raises(ValueError, match=f"recipe {tmp_path}/none.yaml does not exist"):
+        _parse("--recipe", f"{tmp_path}/none.yaml")
+    _recipe(tmp_path, "")
+    with pytest.raises(ValueError, match=r"is a directory \(it holds recipe.yaml\): name one of"):
+        _parse("--recipe", str(tmp_path))
+
+
+@pytest.mark.parametrize("second", [("--recipe", "b.yaml"), ("--recipe=b.yaml",)])
+def test_a_second_recipe_is_refused(second):
+    with pytest.raises(ValueError, match=r"--recipe is given 2 times \([ab].yaml, [ab].yaml\)"):
+        _parse("--recipe", "a.yaml", *second)
+
+
+@pytest.mark.parametrize("flag", ["--reward.sources", "--reward.sources.0.model=runs/x"])
+def test_sources_as_a_flag_are_told_where_they_belong(flag):
+    with pytest.raises(ValueError, match=r"--reward\.sources is no flag: a recipe .*--recipe"):
+        _parse(flag, "x")
+
+
+def test_commands_in_a_help_keep_their_lines():
+    doc = "A job.\n\npython a \\\n    --b\npython c   what it does\nMore of it,\nand more.\n"
+    shown = (
+        "A job.\n\n  python a \\\n      --b\n  python c   what it does\n\nMore of it,\nand more.\n"
+    )
+    assert described(doc) == shown
+
+
+@pytest.mark.parametrize("args", [("--help",), ("-h",), ("quality", "--help")])
+def test_a_study_shows_its_help(args, capsys):
+    assert job_here("study_reward", *args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.strip().startswith("python jobs/study_reward.py labels") for line in lines)
+
+
+def test_each_command_of_a_help_stands_on_a_line_of_its_own(capsys):
+    assert job_here("score", "--help") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "python jobs/score.py --model runs/demo/reward FILE" in lines
+    assert "python jobs/score.py --model runs/demo/reward --calibrate samples.jsonl" in lines
+
+
+@pytest.mark.parametrize("phase", ["sft", "rm"])
+def test_a_phase_says_what_it_skipped(phase, monkeypatch, tmp_path, capsys):
+    last = {"bad_rows": 2, "first_bad": "a.txt:3: it is empty"}
+    monkeypatch.setattr(pipeline, "train_phase", lambda *_: (tmp_path, last))
+    assert job_here(phase) == 0
+    assert "2 bad rows skipped, the first: a.txt:3: it is empty\n" in capsys.readouterr().out
+    last["bad_rows"] = 0
+    assert job_here(phase) == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_what_make_names_as_targets_has_a_rule():
+    text = (ROOT / "Makefile").read_text()
+    (named,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(named.split()) == set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+
+
+def test_a_split_names_its_own_flags(tmp_path, capsys):
+    rows = ['{"question": "Q", "chosen": "a", "rejected": "b"}', '{"question": "Q", "chosen": "a"}']
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(rows))
+    parts = ("--train", f"{tmp_path}/train.jsonl", "--test", f"{tmp_path}/test.jsonl")
+    split = ("preferences", "split", str(path), *parts, "--prompt-column", "question")
+    assert job_here(*split) == 2
+    assert "a.jsonl:2: the columns" in (said := capsys.readouterr().err)
+    assert said.endswith("or skip such rows: --on-bad-row skip\n")
+    assert job_here(*split, "--on-bad-row", "skip") == 2
+    said = capsys.readouterr().err
+    assert f"{path} has only one group of lists" in said and said.endswith("or set --heldout 0\n")
+    assert job_here(*split, "--on-bad-row", "skip", "--heldout", "0") == 0
+    assert f"1 bad row skipped, the first: {path}:2: the columns" in capsys.readouterr().out
+    assert '"prompt": "Q"' in (tmp_path / "train.jsonl").read_text()
+    assert job_here(*split, "--heldout", "1") == 2
+    assert "--heldout is 1.0: it is a share" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,17 +238,28 @@ def test_a_number_out_of_its_limits_is_named_with_its_flag(flag, value, expected
         _parse(flag, value)
 
 
-def test_every_limit_is_of_a_number_that_is_there():
-    for table in (LEAST, ABOVE, MOST, BELOW):
-        for name in (name for names in table.values() for name in names):
-            section, field = name.split(".")
-            assert isinstance(getattr(getattr(Config(), section), field), int | float | None), name
+def _options(section: type, path: str = "") -> Iterator[tuple[str, str]]:
+    """Each flag below a section, and how the docstring of its field begins."""
+    (tree,) = ast.parse(inspect.getsource(section)).body
+    documented = {
+        statement.target.id: below.value.value
+        for statement, below in pairwise(tree.body)
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    for field in fields(section):
+        if is_dataclass(field.type):
+            yield from _options(field.type, f"{path}{field.name}.")
+        elif (path, field.name) != ("reward.", "sources"):  # a list, which only a recipe can give
+            flag = f"--{path}{field.name}".replace("_", "-")
+            yield flag, " ".join(documented[field.name].split()[:4])
 
 
 def test_help_documents_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         _parse("--help")
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    for option in ("--recipe", "--resume", "--ppo.kl-coef", "--data.on-bad-row", "--run.root"):
-        assert option in shown
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    # An entry is a flag (its opposite too), what it takes, and its docstring.
+    for flag, words in [("--recipe", "A YAML file"), ("--resume", "Go on"), *_options(Config)]:
+        entry = rf"{flag}(, --\S+)?( (?!--)\S+)*? {re.escape(words)}"
+        assert re.search(entry, shown), f"{flag} is not explained by {words!r}"

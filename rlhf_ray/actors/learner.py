@@ -19,7 +19,7 @@ from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype, WeightsBy
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
-from rlhf_ray.learners.group import Group, set_up_torch
+from rlhf_ray.learners.group import Group, set_up_torch, this_device
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe
@@ -43,6 +43,8 @@ class LearnerSpec:
     # each time, which takes several times as long as the copy.
     bucket_bytes: int = 16 << 20
     trust_remote_code: bool = False
+    # Others of this GPU's processes work between updates: what torch keeps for later is theirs.
+    shares_gpu: bool = False
 
 
 class LearnerActor:
@@ -69,11 +71,12 @@ class LearnerActor:
     def start(self, address: str) -> Presence:
         """Join the group and build the learner."""
         spec = self._spec
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = this_device()
         dtype = compute_dtype(spec.dtype, device)
         # On a GPU the same bits each time cost speed: only exact mode asks for them.
         exact = dtype == torch.float32 and spec.ppo.max_staleness == 0
-        set_up_torch(deterministic=exact or device.type == "cpu")
+        on_gpu = device.type == "cuda"
+        set_up_torch(deterministic=exact or not on_gpu, strict=exact and on_gpu)
         group = Group(device)
         if self._world > 1:
             group = Group.join(rank=self._rank, size=self._world, address=address, device=device)
@@ -111,17 +114,20 @@ class LearnerActor:
         table, self._table = self._table, None
         began = time.monotonic()
         stats = self._learner.update(step, table)
+        self._release()
         seconds = {"time/fetch": self._fetch_seconds, "time/update": time.monotonic() - began}
         return stats | _component_means(table) | seconds
 
     def pack(self, version: Version) -> Manifest | None:
         """Gather the policy on rank 0, ready for `take_objects`; its manifest."""
         spec = self._spec
-        probes = [Probe(tuple(ids), tuple(x)) for ids, x in self._learner.probes(spec.probes)]
+        found = self._learner.probes(spec.probes, dtype=spec.weights_dtype)
+        probes = [Probe(tuple(ids), tuple(x)) for ids, x in found]
         tensors = self._learner.export(spec.weights_dtype)
         if self._rank != 0:
             for _ in tensors:  # the gathering is collective
                 pass
+            self._release()
             return None
         self._offer = None  # what the last one keeps goes before the next is made
         self._offer = PATHS[spec.weights_by].offer(
@@ -131,6 +137,7 @@ class LearnerActor:
             bucket_bytes=spec.bucket_bytes,
             probes=probes,
         )
+        self._release()
         return self._offer.manifest
 
     def take_objects(self) -> tuple[Any, ...] | Any:
@@ -150,6 +157,11 @@ class LearnerActor:
     def save_policy(self, directory: str) -> None:
         """Rank 0 writes the policy as a plain transformers directory."""
         self._learner.save_policy(Path(directory))
+
+    def _release(self) -> None:
+        """Give the GPU's memory that no tensor lies in back, where others wait for it."""
+        if self._spec.shares_gpu:
+            torch.cuda.empty_cache()
 
 
 def _component_means(table: pa.Table) -> dict[str, float]:

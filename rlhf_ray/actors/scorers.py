@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.presence import LIVENESS, Presence, present
@@ -22,13 +23,22 @@ from rlhf_ray.rewards.table import score_table
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
-    """What scorers are made of. policy_path: the reference, whose tokenizer the rollouts use."""
+    """What scorers are made of. policy_path: the reference, whose tokenizer the rollouts use.
+
+    shares_gpu: what a call held of its GPU's memory goes back to the others on it.
+    """
 
     policy_path: str
     reward: Reward
     dtype: Dtype
     temperature: float
     trust_remote_code: bool = False
+    shares_gpu: bool = False
+
+    def give_back(self) -> None:
+        """To be called at the end of each call."""
+        if self.shares_gpu:
+            torch.cuda.empty_cache()
 
 
 class ReferenceActor:
@@ -63,7 +73,9 @@ class ReferenceActor:
 
     def score(self, rollouts: pa.Table) -> tuple[pa.Table, Presence]:
         """`rollout_id, ref_logprobs`, and who computed them: the driver waits for that alone."""
-        return self._model.logprobs(rollouts), present()
+        columns = self._model.logprobs(rollouts)
+        self._spec.give_back()
+        return columns, present()
 
 
 class RewardActor:
@@ -116,6 +128,7 @@ class RewardActor:
             clip=self._spec.reward.clip,
             missing_eos_penalty=self._spec.reward.missing_eos_penalty,
         )
+        self._spec.give_back()
         return scored, present()
 
     def describe(

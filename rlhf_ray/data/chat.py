@@ -6,19 +6,24 @@ from typing import Any, Literal
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.data.rows import RowFault, text_of
+from rlhf_ray.data.faults import RowFault, kind_of, text_of
 
 Messages = tuple[tuple[str, str], ...]  # (role, text), in order
 ChatTemplate = Literal["auto", "always", "never"]
 
 ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "text", "value")
+ANSWERER = "assistant"
+CHAT_ROLES = {"human": "user", "用户": "user", "gpt": ANSWERER, "助手": ANSWERER}
 
 
-def as_message(value: Any) -> tuple[str, str]:
+def as_message(value: Any, what: str = "a message") -> tuple[str, str]:
     """(role, text) of `{role, text}`, `{role, content}`, `{from, content}` or `{from, value}`."""
     if not isinstance(value, Mapping):
-        raise RowFault(f"a message is an object with role and content; this one is {value!r:.60}")
+        raise RowFault(
+            f"{what} is {kind_of(value)} ({value!r:.60}); a message is an object with role and "
+            f"content"
+        )
     roles = [key for key in ROLE_KEYS if value.get(key) is not None]
     texts = [key for key in TEXT_KEYS if value.get(key) is not None]
     if len(roles) != 1 or len(texts) != 1:
@@ -30,16 +35,56 @@ def as_message(value: Any) -> tuple[str, str]:
     return role, text_of(value[texts[0]], f"{texts[0]!r} of a message")
 
 
-def as_messages(value: Any) -> Messages:
+def as_messages(value: Any, what: str) -> Messages:
     """Messages of a list of them; RowFault where it is none or empty."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise RowFault("a conversation is a list of at least one message")
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise RowFault(f"{what} is {kind_of(value)}: give a list of messages")
+    if not value:
+        raise RowFault(f"{what} is an empty list: a conversation has at least one message")
     return tuple(as_message(message) for message in value)
+
+
+def text_or_messages(value: Any, what: str) -> str | Messages:
+    """What a column holds that may be of either kind; RowFault where it is of neither."""
+    if isinstance(value, str):
+        return text_of(value, what)
+    if not isinstance(value, Sequence):
+        raise RowFault(f"{what} is {kind_of(value)}: give a text or a list of messages")
+    return as_messages(value, what)
+
+
+def as_prompt(value: Any, what: str) -> str | Messages:
+    """A text, or messages before the answer; RowFault where they end with one."""
+    prompt = text_or_messages(value, what)
+    return prompt if isinstance(prompt, str) else unanswered(prompt, what)
+
+
+def unanswered(messages: Messages, what: str) -> Messages:
+    """`messages`; RowFault where the assistant has the last word."""
+    if role_of(messages[-1]) == ANSWERER:
+        raise RowFault(f"{what} ends with the answer of {messages[-1][0]!r}: leave that out")
+    return messages
+
+
+def role_of(message: tuple[str, str]) -> str:
+    """Its role as chat templates know it."""
+    role = message[0].lower()
+    return CHAT_ROLES.get(role, role)
+
+
+def chat_roles(messages: Messages) -> Messages:
+    """`messages` with the roles that chat templates know."""
+    return tuple((role_of(message), message[1]) for message in messages)
 
 
 def transcript(messages: Messages) -> str:
     r"""`"\n\n<role>: <text>"` for each message, end to end (the form of hh-rlhf)."""
     return "".join(f"\n\n{role}: {text}" for role, text in messages)
+
+
+def before_answer(messages: Messages) -> str:
+    """Their transcript, up to where the answer begins."""
+    return f"{transcript(messages)}\n\n{ANSWERER}:"
 
 
 def uses_template(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> bool:
@@ -63,8 +108,8 @@ def render(
     RowFault: the template refuses these messages.
     """
     if not uses_template(tokenizer, chat_template):
-        return prompt if isinstance(prompt, str) else transcript(prompt) + "\n\nassistant:"
-    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+        return prompt if isinstance(prompt, str) else before_answer(prompt)
+    messages = chat_roles((("user", prompt),) if isinstance(prompt, str) else prompt)
     try:
         rendered: str = tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in messages],

@@ -8,15 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_ray.data.chat import Messages, as_message, as_messages, transcript
+from rlhf_ray.data.chat import (
+    Messages,
+    as_message,
+    as_messages,
+    as_prompt,
+    before_answer,
+    chat_roles,
+    role_of,
+    text_or_messages,
+    transcript,
+    unanswered,
+)
 from rlhf_ray.data.escapes import unescape
+from rlhf_ray.data.faults import RowFault, filled_text_of, kind_of, text_of
 from rlhf_ray.data.ranked_list import Comparison
-from rlhf_ray.data.rows import RowFault, filled_text_of, text_of
 
 BEST_FIRST = (1, 2)
 ANSWERER = re.compile(r"(?:\A|\n\n)(?:assistant|助手):", re.IGNORECASE)
 TURN = re.compile(r"\n\n(human|user|system|assistant|用户|助手): ?", re.IGNORECASE)
-CHAT_ROLES = {"human": "user", "用户": "user", "助手": "assistant"}
+ASKING = ("system", "user")
+PROMPT = "prompt"
+# Of a row without a prompt, columns that would be one.
+LIKE_PROMPTS = ("question", "instruction", "query", "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +57,14 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """keys: a row that has them all is of this format."""
+    """keys: a row that has them all is of this format. parse: of a row, and its prompt's column."""
 
     keys: frozenset[str]
-    parse: Callable[[Mapping[str, Any]], Parsed]
+    parse: Callable[[Mapping[str, Any], str], Parsed]
+
+    def columns(self, prompt: str) -> frozenset[str]:
+        """`keys` of rows whose prompt is in the column `prompt`."""
+        return frozenset(prompt if key == PROMPT else key for key in self.keys)
 
 
 def parse_cells(line: str) -> Parsed:
@@ -58,18 +76,61 @@ def parse_cells(line: str) -> Parsed:
     return Parsed("", responses, tuple(range(1, len(cells) + 1)))
 
 
-def is_ranking(row: Mapping[str, Any]) -> bool:
+def is_ranking(row: Mapping[str, Any], *, prompt_column: str = PROMPT) -> bool:
     """Whether the row has the columns of a format."""
-    return any(all(row.get(key) is not None for key in form.keys) for form in FORMATS.values())
+    return _format_of(row, prompt_column_of(row, prompt_column)) is not None
 
 
-def parse_row(row: Mapping[str, Any]) -> Parsed:
-    """The list of a row with named columns; RowFault where no format fits or the row is bad."""
-    for form in FORMATS.values():
-        if all(row.get(key) is not None for key in form.keys):
-            return _with_pairs(form.parse(row), row)
-    known = "; ".join(f"{name}: {', '.join(sorted(form.keys))}" for name, form in FORMATS.items())
-    raise RowFault(f"the columns {sorted(map(str, row))} fit no format of ranked lists ({known})")
+def parse_row(row: Mapping[str, Any], *, prompt_column: str = PROMPT) -> Parsed:
+    """The list of a row with named columns; RowFault where no format fits or the row is bad.
+
+    prompt_column: where the prompt is; in `prompt` where the row has no such column.
+    """
+    prompt = prompt_column_of(row, prompt_column)
+    form = _format_of(row, prompt)
+    if form is None:
+        raise RowFault(_unknown(row, prompt))
+    parsed = form.parse(row, prompt)
+    if not parsed.prompt:
+        _refuse_stray_prompt(row)
+    return _with_pairs(parsed, row)
+
+
+def prompt_column_of(row: Mapping[str, Any], named: str) -> str:
+    """The column that a row's prompt is in: the one named, `prompt` where it has no such."""
+    return named if row.get(named) is not None else PROMPT
+
+
+def _format_of(row: Mapping[str, Any], prompt: str) -> Format | None:
+    there = {key for key, value in row.items() if value is not None}
+    return next((form for form in FORMATS.values() if form.columns(prompt) <= there), None)
+
+
+def _unknown(row: Mapping[str, Any], prompt: str) -> str:
+    """Why no format fits: what is null of the one that comes nearest, or the columns of all."""
+    empty = [
+        sorted(key for key in form.columns(prompt) if row[key] is None)
+        for form in FORMATS.values()
+        if form.columns(prompt) <= row.keys()
+    ]
+    if empty:
+        nearest = min(empty, key=len)
+        names = " and ".join(map(repr, nearest))
+        return f"{names} {'is' if len(nearest) == 1 else 'are'} nothing (null)"
+    known = "; ".join(
+        f"{name}: {', '.join(sorted(form.columns(prompt)))}" for name, form in FORMATS.items()
+    )
+    return f"the columns {sorted(map(str, row))} fit no format of ranked lists ({known})"
+
+
+def _refuse_stray_prompt(row: Mapping[str, Any]) -> None:
+    """RowFault where a row without a prompt has a text that must be one: it would be lost."""
+    for name in LIKE_PROMPTS:
+        if isinstance(row.get(name), str) and row[name].strip():
+            raise RowFault(
+                f"there is no prompt, and a column {name!r}: name it (data.prompt_column: {name}), "
+                f"or take it out"
+            )
 
 
 def _with_pairs(parsed: Parsed, row: Mapping[str, Any]) -> Parsed:
@@ -107,59 +168,60 @@ def _comparison(value: Mapping[str, Any], responses: int) -> Comparison:
         raise RowFault(str(error)) from None
 
 
-def _ranked(row: Mapping[str, Any]) -> Parsed:
+def _ranked(row: Mapping[str, Any], prompt: str) -> Parsed:
     """`{prompt, responses, ranks, annotator, time}`."""
     responses, ranks = row["responses"], row["ranks"]
-    if not isinstance(responses, list) or not isinstance(ranks, list):
-        raise RowFault("'responses' and 'ranks' are lists")
+    for key in ("responses", "ranks"):
+        if not isinstance(row[key], list):
+            raise RowFault(f"{key!r} is {kind_of(row[key])}: 'responses' and 'ranks' are lists")
     if len(responses) != len(ranks):
         raise RowFault(f"{len(responses)} responses and {len(ranks)} ranks")
     for rank in ranks:
         if type(rank) is not int:  # a bool is an int to isinstance
             raise RowFault(f"the rank {rank!r:.40} is not a whole number")
     texts = tuple(filled_text_of(text, f"response {i}") for i, text in enumerate(responses, 1))
-    prompt, turns = _prompt_of(row.get("prompt", ""))
-    return Parsed(prompt, texts, tuple(ranks), turns, _note(row, "annotator"), _note(row, "time"))
+    text, turns = _prompt_of(row, prompt)
+    return Parsed(text, texts, tuple(ranks), turns, _note(row, "annotator"), _note(row, "time"))
 
 
-def _selected(row: Mapping[str, Any]) -> Parsed:
+def _selected(row: Mapping[str, Any], prompt: str) -> Parsed:
     """`{prompt, selected, rejected}`, all texts."""
-    prompt, turns = _prompt_of(row.get("prompt", ""))
+    text, turns = _prompt_of(row, prompt)
     pair = tuple(filled_text_of(row[key], repr(key)) for key in ("selected", "rejected"))
-    return Parsed(prompt, pair, BEST_FIRST, turns)
+    return Parsed(text, pair, BEST_FIRST, turns)
 
 
-def _context(row: Mapping[str, Any]) -> Parsed:
+def _context(row: Mapping[str, Any], _prompt: str) -> Parsed:
     """hh_rlhf_cn: `{context: [message, …], chosen: message, rejected: message}`."""
-    context = as_messages(row["context"])
-    return _conversation(context, (as_message(row["chosen"]),), (as_message(row["rejected"]),))
+    context = unanswered(as_messages(row["context"], "'context'"), "'context'")
+    chosen, rejected = (as_message(row[key], repr(key)) for key in ("chosen", "rejected"))
+    return _conversation(context, (chosen,), (rejected,))
 
 
-def _explicit(row: Mapping[str, Any]) -> Parsed:
+def _explicit(row: Mapping[str, Any], prompt: str) -> Parsed:
     """TRL's explicit prompt: texts, or messages."""
-    prompt, chosen, rejected = (row[key] for key in ("prompt", "chosen", "rejected"))
+    chosen, rejected = (text_or_messages(row[key], repr(key)) for key in ("chosen", "rejected"))
     if isinstance(chosen, str) or isinstance(rejected, str):
-        text, turns = _prompt_of(prompt)
+        text, turns = _prompt_of(row, prompt)
         pair = tuple(filled_text_of(row[key], repr(key)) for key in ("chosen", "rejected"))
         return Parsed(text, pair, BEST_FIRST, turns)
-    chosen, rejected = as_messages(chosen), as_messages(rejected)
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    prompt = as_messages(prompt)
-    if chosen[0][0] == "user" and rejected[0][0] == "user":
-        return _shared_messages(chosen, rejected)
-    return _conversation(prompt, chosen, rejected)
+    if all(role_of(side[0]) in ASKING for side in (chosen, rejected)):
+        return _shared_messages(chosen, rejected)  # both hold the prompt as well
+    context = as_prompt(row[prompt], repr(prompt))
+    if isinstance(context, str):
+        context = (("user", filled_text_of(context, repr(prompt))),)
+    return _conversation(context, chosen, rejected)
 
 
-def _transcripts(row: Mapping[str, Any]) -> Parsed:
+def _transcripts(row: Mapping[str, Any], _prompt: str) -> Parsed:
     """`{chosen, rejected}`: whole transcripts or conversations; the prompt is what they share.
 
     The last turn may be empty (the data of hh-rlhf has such rows): the assistant said nothing.
     """
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen, rejected = (text_or_messages(row[key], repr(key)) for key in ("chosen", "rejected"))
     if not isinstance(chosen, str) and not isinstance(rejected, str):
-        return _shared_messages(as_messages(chosen), as_messages(rejected))
-    chosen, rejected = filled_text_of(chosen, "'chosen'"), filled_text_of(rejected, "'rejected'")
+        return _shared_messages(chosen, rejected)
+    chosen, rejected = (filled_text_of(row[key], repr(key)) for key in ("chosen", "rejected"))
     answers = list(ANSWERER.finditer(chosen[: shared_length(chosen, rejected)]))
     cut = answers[-1].end() if answers else 0
     turns = turns_of(chosen[: answers[-1].start()]) if answers else ()
@@ -167,8 +229,18 @@ def _transcripts(row: Mapping[str, Any]) -> Parsed:
 
 
 def _shared_messages(chosen: Messages, rejected: Messages) -> Parsed:
-    """Two conversations: the prompt is how they begin alike, short of their last message."""
+    """Two conversations: the prompt is how they begin alike, up to an answer.
+
+    Where they part with a question, the answer before it parts them.
+    """
     shared = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    while shared and all(role_of(side[shared]) in ASKING for side in (chosen, rejected)):
+        shared -= 1
+    if not shared:
+        raise RowFault(
+            "chosen and rejected do not begin with the same question: both hold the prompt, or "
+            "'prompt' does"
+        )
     return _conversation(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
@@ -179,17 +251,18 @@ def _conversation(context: Messages, chosen: Messages, rejected: Messages) -> Pa
         raise RowFault(f"chosen is by {role!r} and rejected by {rejected[0][0]!r}")
     opening = f"\n\n{role}:"
     pair = tuple(transcript(side).removeprefix(opening) for side in (chosen, rejected))
-    return Parsed(transcript(context) + opening, pair, BEST_FIRST, _chat_roles(context))
+    return Parsed(transcript(context) + opening, pair, BEST_FIRST, chat_roles(context))
 
 
-def _prompt_of(value: Any) -> tuple[str, Messages]:
+def _prompt_of(row: Mapping[str, Any], column: str) -> tuple[str, Messages]:
     """Prompt and its turns, of messages or of a text, which may be a transcript up to an answer."""
-    if value is None or isinstance(value, str):
-        text = text_of(value or "", "'prompt'")
-        answers = [found for found in ANSWERER.finditer(text) if found.end() == len(text)]
-        return text, turns_of(text[: answers[0].start()]) if answers else ()
-    messages = as_messages(value)
-    return transcript(messages) + "\n\nassistant:", _chat_roles(messages)
+    if row.get(column) is None:
+        return "", ()
+    found = as_prompt(row[column], repr(column))
+    if isinstance(found, str):
+        answers = [match for match in ANSWERER.finditer(found) if match.end() == len(found)]
+        return found, turns_of(found[: answers[0].start()]) if answers else ()
+    return before_answer(found), chat_roles(found)
 
 
 def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -206,11 +279,7 @@ def turns_of(text: str) -> Messages:
     start, *parts = TURN.split(text)
     if start.strip() or not parts:
         return ()
-    return _chat_roles(tuple(zip(parts[::2], parts[1::2], strict=True)))
-
-
-def _chat_roles(messages: Messages) -> Messages:
-    return tuple((CHAT_ROLES.get(role.lower(), role.lower()), text) for role, text in messages)
+    return chat_roles(tuple(zip(parts[::2], parts[1::2], strict=True)))
 
 
 def _note(row: Mapping[str, Any], key: str) -> str | None:
@@ -221,6 +290,6 @@ FORMATS: dict[str, Format] = {
     "ranked": Format(frozenset({"responses", "ranks"}), _ranked),
     "selected": Format(frozenset({"selected", "rejected"}), _selected),
     "context": Format(frozenset({"context", "chosen", "rejected"}), _context),
-    "explicit": Format(frozenset({"prompt", "chosen", "rejected"}), _explicit),
+    "explicit": Format(frozenset({PROMPT, "chosen", "rejected"}), _explicit),
     "transcripts": Format(frozenset({"chosen", "rejected"}), _transcripts),
 }

@@ -12,16 +12,28 @@ INSTRUCTION_LISTS = 20
 
 
 def split_lists(
-    lists: Sequence[RankedList], fraction: float, seed: int
+    lists: Sequence[RankedList],
+    fraction: float,
+    seed: int,
+    *,
+    instead: str = "set --data.heldout-fraction 0",
 ) -> tuple[list[RankedList], list[RankedList]]:
     """`(train, heldout)`, about `fraction` of the groups held out, decided by hashes.
 
     Two lists are of one group if they share the first turn of their conversation or a whole text
     (prompt + response), directly or through other lists. A first turn shared by over a tenth of all
-    lists (and at least 20) is an instruction and binds nothing.
+    lists (and at least 20) is an instruction and binds nothing. instead: what else to do where one
+    group cannot be split, for the message.
     """
     groups = _groups(lists, _instructions(lists))
-    held = heldout_mask(groups, fraction, seed)
+    held = heldout_mask(
+        groups,
+        fraction,
+        seed,
+        source=lists[0].source if lists else "",
+        what="group of lists that share texts or first turns",
+        instead=instead,
+    )
     sides: tuple[list[RankedList], list[RankedList]] = ([], [])
     for one, is_held in zip(lists, held, strict=True):
         sides[is_held].append(one)

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.chat import ChatTemplate, render, uses_template
 from rlhf_ray.data.escapes import escape
+from rlhf_ray.data.faults import ON_BAD_ROW, BadRows, OnBadRow, RowFault
 from rlhf_ray.data.ids import stable_hash
-from rlhf_ray.data.preference_formats import Parsed, parse_cells, parse_row
+from rlhf_ray.data.preference_formats import PROMPT, Parsed, parse_cells, parse_row
 from rlhf_ray.data.preference_split import leaks, split_lists
 from rlhf_ray.data.ranked_list import PreferenceSet, RankedList, has_pair
-from rlhf_ray.data.rows import SUFFIXES, BadRows, OnBadRow, Row, RowFault, read_rows
+from rlhf_ray.data.rows import SUFFIXES, Row, read_rows
 
 __all__ = [
     "PreferenceSet",
@@ -36,25 +38,29 @@ def load_lists(
     tokenizer: PreTrainedTokenizerBase | None = None,
     chat_template: ChatTemplate = "auto",
     seed: int = 0,
+    prompt_column: str = PROMPT,
+    flag: str = ON_BAD_ROW,
 ) -> PreferenceSet:
     """Ranked lists of `path`: a file, a data set, or a mixture `a.tsv=2,b.jsonl=0.5`.
 
     A weight is how often each list of that part is taken: 2 is twice, 0.5 every second one (which,
     is decided by `seed`). With a tokenizer that has a chat template, prompts are rendered with it.
+    prompt_column: where they are; in `prompt` where a row has no such column. flag: of on_bad_row.
     Raises ValueError for a bad row (unless skipped) and where a part holds no list.
     """
-    bad = BadRows(on_bad_row)
+    bad = BadRows(on_bad_row, flag)
+    parse = partial(_parsed, prompt_column, tokenizer, chat_template)
     lists: list[RankedList] = []
     for name, weight in _parts(path):
-        found = list(_lists_of(name, bad, tokenizer, chat_template))
+        here = BadRows(on_bad_row, flag)
+        found = list(_lists_of(name, here, parse))
         if not found:
-            raise ValueError(
-                f"{name} holds no ranked list ({bad.count} bad rows): give a file with lists in it"
-            )
+            raise here.none_left(name, "ranked list")
+        bad.include(here)
         lists += [one for one in found for _ in range(_copies(one, weight, seed))]
     if not lists:
         raise ValueError(f"{path}: the weights leave no list: raise one of them")
-    return PreferenceSet(tuple(lists), bad.count)
+    return PreferenceSet(tuple(lists), bad.count, bad.first)
 
 
 def write_tsv(path: str | Path, lists: Iterable[RankedList]) -> None:
@@ -118,23 +124,29 @@ def _write(path: str | Path, lines: list[str]) -> None:
     Path(path).write_bytes((mark + content).encode("utf-8"))
 
 
-def _lists_of(
-    name: str,
-    bad: BadRows,
-    tokenizer: PreTrainedTokenizerBase | None,
-    chat_template: ChatTemplate,
-) -> Iterator[RankedList]:
+def _lists_of(name: str, bad: BadRows, parse: Callable[[Row], Parsed]) -> Iterator[RankedList]:
     for row in read_rows(name, bad):
         try:
-            parsed = parse_cells(row.value) if isinstance(row.value, str) else parse_row(row.value)
+            parsed = parse(row)
             if not has_pair(parsed.responses, parsed.ranks):
                 raise RowFault("no two different responses have different ranks")
-            if tokenizer is not None:
-                parsed = _rendered(parsed, tokenizer, chat_template)
         except RowFault as fault:
             bad.add(row.source, row.line, str(fault))
         else:
             yield _list(parsed, row)
+
+
+def _parsed(
+    prompt_column: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat_template: ChatTemplate,
+    row: Row,
+) -> Parsed:
+    if isinstance(row.value, str):
+        parsed = parse_cells(row.value)
+    else:
+        parsed = parse_row(row.value, prompt_column=prompt_column)
+    return parsed if tokenizer is None else _rendered(parsed, tokenizer, chat_template)
 
 
 def _list(parsed: Parsed, row: Row) -> RankedList:

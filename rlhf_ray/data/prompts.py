@@ -9,9 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Data
-from rlhf_ray.data.chat import Messages, as_messages, render
+from rlhf_ray.data.chat import Messages, as_prompt, render
+from rlhf_ray.data.faults import BadRows, RowFault, column_of, filled_text_of
 from rlhf_ray.data.ids import stable_hash
-from rlhf_ray.data.rows import BadRows, Row, RowFault, column_of, filled_text_of, read_rows
+from rlhf_ray.data.rows import Row, read_rows
 from rlhf_ray.data.split import heldout_mask
 from rlhf_ray.data.tokenise import bos_ids_of, encode
 
@@ -29,8 +30,9 @@ class Prompt:
 class Prompts:
     """Training and held-out prompts; no text is in both.
 
-    cut: how many were cut from the left. bad_rows: how many rows were skipped. overlap: how many
-    training prompts were left out because `heldout_prompts` has them.
+    cut: how many were cut from the left. bad_rows: how many rows were skipped; first_bad: file,
+    line and fault of the first. overlap: how many training prompts were left out because
+    `heldout_prompts` has them.
     """
 
     train: Sequence[Prompt]
@@ -38,6 +40,7 @@ class Prompts:
     cut: int
     bad_rows: int
     overlap: int = 0
+    first_bad: str | None = None
 
 
 def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
@@ -55,12 +58,20 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> P
         if not train:
             raise ValueError(f"every prompt of {data.prompts} is in {data.heldout_prompts} too")
     else:
-        mask = heldout_mask(texts, data.heldout_fraction, seed)
+        mask = heldout_mask(
+            texts,
+            data.heldout_fraction,
+            seed,
+            source=data.prompts,
+            what="prompt",
+            instead="others to evaluate on: --data.heldout-prompts FILE",
+        )
         train = [text for text, held in zip(texts, mask, strict=True) if not held]
         heldout = [text for text, held in zip(texts, mask, strict=True) if held]
     train_prompts, train_cut = _tokenise(train, tokenizer, data.max_prompt_tokens)
     heldout_prompts, heldout_cut = _tokenise(heldout, tokenizer, data.max_prompt_tokens)
-    return Prompts(train_prompts, heldout_prompts, train_cut + heldout_cut, bad.count, overlap)
+    cut = train_cut + heldout_cut
+    return Prompts(train_prompts, heldout_prompts, cut, bad.count, overlap, bad.first)
 
 
 def batch_of_step(n_prompts: int, batch: int, seed: int, step: int) -> list[int]:
@@ -90,16 +101,16 @@ def _load(
 ) -> list[str]:
     """The rendered prompts of one file, in its order; prefixes of texts once each."""
     texts: list[str] = []
-    for row in read_rows(path, bad):
+    here = BadRows(data.on_bad_row)
+    for row in read_rows(path, here):
         try:
             prompts = list(_prompts_of(row, data, seed))
             texts += [render(prompt, tokenizer, data.chat_template) for prompt in prompts]
         except RowFault as fault:
-            bad.add(row.source, row.line, str(fault))
+            here.add(row.source, row.line, str(fault))
     if not texts:
-        raise ValueError(
-            f"{path} holds no prompt ({bad.count} bad rows): give a file with at least one"
-        )
+        raise here.none_left(path, "prompt")
+    bad.include(here)
     return list(dict.fromkeys(texts)) if data.prompt_prefix_chars else texts
 
 
@@ -108,9 +119,9 @@ def _prompts_of(row: Row, data: Data, seed: int) -> Iterator[str | Messages]:
         if isinstance(row.value, str):
             yield filled_text_of(row.cells()[0], "the prompt")
             return
-        value = column_of(row.value, data.prompt_column)
-        is_chat = isinstance(value, list)
-        yield as_messages(value) if is_chat else filled_text_of(value, repr(data.prompt_column))
+        what = repr(data.prompt_column)
+        prompt = as_prompt(column_of(row.value, data.prompt_column), what)
+        yield filled_text_of(prompt, what) if isinstance(prompt, str) else prompt
         return
     low, high = data.prompt_prefix_chars
     if not 1 <= low <= high:
@@ -131,11 +142,11 @@ def _whole_texts(row: Row, data: Data) -> list[str]:
 def _tokenise(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> tuple[list[Prompt], int]:
-    """Prompts of at most `max_tokens`, cut from the left (BOS stays), and how many were cut."""
-    opens_with_bos = bool(tokenizer.bos_token) and all(
-        text.startswith(tokenizer.bos_token) for text in texts
-    )
-    bos = [] if opens_with_bos else bos_ids_of(tokenizer)
+    """Prompts of at most `max_tokens`, cut from the left (BOS stays), and how many were cut.
+
+    One BOS each, whether the tokenizer gives it or a chat template has written it.
+    """
+    bos = bos_ids_of(tokenizer)
     room = max_tokens - len(bos)
     if room < 1:
         raise ValueError(
@@ -144,6 +155,7 @@ def _tokenise(
     prompts = []
     cut = 0
     for i, ids in enumerate(encode(tokenizer, texts)):
-        cut += len(ids) > room
-        prompts.append(Prompt(i, texts[i], tuple(bos + ids[-room:])))
+        body = ids[1:] if bos and ids[:1] == bos else ids
+        cut += len(body) > room
+        prompts.append(Prompt(i, texts[i], tuple(bos + body[-room:])))
     return prompts, cut

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from rlhf_ray.data.faults import Loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +71,7 @@ class RankedList:
         return tuple(Comparison(*pair) for pair in ordered)
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceSet(Sequence[RankedList]):
-    """The lists of a file or of a mixture, and how many rows were bad."""
-
-    lists: tuple[RankedList, ...]
-    bad_rows: int
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.lists[index]
+PreferenceSet = Loaded[RankedList]  # the lists of a file or of a mixture
 
 
 def has_pair(responses: Sequence[str], ranks: Sequence[int]) -> bool:

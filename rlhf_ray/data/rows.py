@@ -6,40 +6,25 @@ the whole file (missing, unreadable, unknown kind) is a ValueError at once.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from rlhf_ray.data.escapes import unescape
+from rlhf_ray.data.faults import BadRows, OnBadRow, RowFault, kind_of
+from rlhf_ray.data.whole_file import reencoded, refuse_json, refuse_packed, renamed
+
+__all__ = ["SUFFIXES", "BadRows", "OnBadRow", "Row", "RowFault", "read_rows"]
 
 LINE_SUFFIXES = {".txt", ".tsv"}
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 SUFFIXES = LINE_SUFFIXES | JSON_SUFFIXES | {".parquet"}
 BATCH_ROWS = 1024
-
-OnBadRow = Literal["fail", "skip"]
-
-
-class RowFault(ValueError):
-    """What is wrong with one row; whoever reads rows adds the file and the line."""
-
-
-@dataclass(slots=True)
-class BadRows:
-    """Counts faults under `skip`; under `fail` the first raises ValueError("file:line: fault")."""
-
-    on_bad_row: OnBadRow = "fail"
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, source: str, line: int, fault: str) -> None:
-        """Take note of the fault of one row."""
-        place = f"{source}:{line}: {fault}"
-        if self.on_bad_row == "fail":
-            raise ValueError(f"{place}. Mend the row, or skip such rows: --data.on-bad-row skip")
-        self.count += 1
-        if len(self.examples) < 5:
-            self.examples.append(place)
+# A line of a .tsv that has no other cells is a header.
+COLUMNS = frozenset(
+    ("text", "prompt", "response", "responses", "completion", "chosen", "rejected", "selected",
+     "context", "messages", "conversations", "ranks", "margin")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,78 +43,86 @@ class Row:
         return [unescape(cell) for cell in line.split("\t")]
 
 
-def read_rows(path: str | Path, bad: BadRows) -> Iterator[Row]:
+def read_rows(path: str | Path, bad: BadRows, *, called: str | None = None) -> Iterator[Row]:
     """Rows of `path`: a file, a directory of `datasets.save_to_disk`, or a data set's name.
 
     A name may carry its configuration and split: `owner/name:config:split` (default split: train).
-    Empty lines are no rows. Raises ValueError where nothing can be read.
+    Empty lines are no rows. called: the source's name in messages, its path unless given.
+    Raises ValueError where nothing can be read.
     """
     file = Path(path)
     suffix = file.suffix.lower()
     if file.is_file():
-        if suffix not in SUFFIXES:
-            raise ValueError(
-                f"{path} ends in {suffix or 'no suffix'}; known are {sorted(SUFFIXES)}"
-            )
-        if suffix in LINE_SUFFIXES:
-            return _line_rows(file, bad)
-        return _json_rows(file, bad) if suffix in JSON_SUFFIXES else _parquet_rows(file, bad)
+        return _file_rows(file, called or str(file), bad)
     on_disk = Path(str(path).partition(":")[0]).is_dir()
     if not on_disk and (suffix in SUFFIXES or file.is_absolute()):
         raise ValueError(f"there is no file {path}: check the path (now in {Path.cwd()})")
     return _dataset_rows(str(path), bad)
 
 
-def read_lines(file: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
-    r"""Numbered lines that are not empty. Only \n and \r\n end one; a byte-order mark goes."""
-    for number, raw in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+def _file_rows(file: Path, name: str, bad: BadRows) -> Iterator[Row]:
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(sorted(SUFFIXES))
+        raise ValueError(
+            f"{name} ends in {suffix or 'no suffix'}; known are {known}: {renamed(file)}"
+        )
+    if suffix == ".parquet":
+        return _parquet_rows(file, name, bad)
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    shown = file if name == str(file) else Path("FILE").with_suffix(suffix)
+    refuse_packed(name, shown, content)
+    lines = _lines(name, shown, content, bad)
+    if suffix in LINE_SUFFIXES:
+        return _text_rows(name, lines, is_table=suffix == ".tsv")
+    refuse_json(name, shown, content)
+    return _json_rows(name, lines, bad)
+
+
+def _lines(name: str, file: Path, content: bytes, bad: BadRows) -> Iterator[tuple[int, str]]:
+    r"""Numbered lines that are not empty. Only \n and \r\n end one."""
+    fix: str | None = None
+    for number, raw in enumerate(content.split(b"\n"), 1):
         raw = raw.removesuffix(b"\r")
         if not raw:
             continue
         try:
-            yield number, raw.decode("utf-8")
+            line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            bad.add(str(file), number, f"not UTF-8 text (byte {error.start} of the line)")
+            fix = reencoded(file, content) if fix is None else fix
+            whole = "; the whole file seems to be GB18030" if fix else ""
+            bad.add(
+                name, number, f"not UTF-8 text (byte {error.start} of the line){whole}", fix=fix
+            )
+        else:
+            yield number, line
 
 
-def text_of(value: Any, what: str) -> str:
-    """`value` as a text that can be encoded; RowFault otherwise. It may be empty."""
-    if not isinstance(value, str):
-        raise RowFault(f"{what} is {_kind(value)}, not a text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowFault(f"{what} holds half of a surrogate pair, which is no character") from None
-    return value
+def _text_rows(name: str, lines: Iterator[tuple[int, str]], *, is_table: bool) -> Iterator[Row]:
+    for place, (number, line) in enumerate(lines):
+        if is_table and not place:
+            _refuse_header(name, number, line)
+        yield Row(name, number, line)
 
 
-def filled_text_of(value: Any, what: str) -> str:
-    """`text_of`, and not blank."""
-    if not (text := text_of(value, what)).strip():
-        raise RowFault(f"{what} is empty")
-    return text
+def _refuse_header(name: str, number: int, line: str) -> None:
+    cells = [cell.strip() for cell in line.split("\t")]
+    if COLUMNS.issuperset(cell.lower() for cell in cells):
+        raise ValueError(
+            f"{name}:{number}: the line names columns ({', '.join(cells)}), and a .tsv has none: "
+            f"each cell is a text, the best first. Take the line out, or write the rows as .jsonl "
+            f"with these columns"
+        )
 
 
-def column_of(row: dict[str, Any], name: str) -> Any:
-    """`row[name]`; RowFault names the columns there are."""
-    if name not in row:
-        raise RowFault(f"no column {name!r}; the row has {sorted(map(str, row))}")
-    return row[name]
-
-
-def _line_rows(file: Path, bad: BadRows) -> Iterator[Row]:
-    for number, line in read_lines(file, bad):
-        yield Row(str(file), number, line)
-
-
-def _json_rows(file: Path, bad: BadRows) -> Iterator[Row]:
-    for number, line in read_lines(file, bad):
+def _json_rows(name: str, lines: Iterator[tuple[int, str]], bad: BadRows) -> Iterator[Row]:
+    for number, line in lines:
         try:
             value = _parse_json(line)
         except RowFault as fault:
-            bad.add(str(file), number, str(fault))
+            bad.add(name, number, str(fault))
         else:
-            yield Row(str(file), number, value)
+            yield Row(name, number, value)
 
 
 def _parse_json(line: str) -> dict[str, Any]:
@@ -145,7 +138,7 @@ def _parse_json(line: str) -> dict[str, Any]:
     except ValueError as error:
         raise RowFault(f"broken JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RowFault(f"the line is {_kind(value)}, not a JSON object")
+        raise RowFault(f"the line is {kind_of(value)}, not a JSON object")
     return value
 
 
@@ -160,7 +153,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _parquet_rows(file: Path, bad: BadRows) -> Iterator[Row]:
+def _parquet_rows(file: Path, name: str, bad: BadRows) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,13 +163,13 @@ def _parquet_rows(file: Path, bad: BadRows) -> Iterator[Row]:
             for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
                 for value in _values(batch):
                     if isinstance(value, RowFault):
-                        bad.add(str(file), number, str(value))
+                        bad.add(name, number, str(value))
                     else:
-                        yield Row(str(file), number, value)
+                        yield Row(name, number, value)
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
-            f"{file} cannot be read as parquet after row {number - 1}: {error}"
+            f"{name} cannot be read as parquet after row {number - 1}: {error}"
         ) from None
 
 
@@ -212,6 +205,12 @@ def _dataset_rows(name: str, bad: BadRows) -> Iterator[Row]:
         else:
             found = datasets.load_dataset(path, config, split=split)
     except (OSError, KeyError, ValueError) as error:
+        if Path(path).is_dir() and isinstance(error, FileNotFoundError):
+            held = ", ".join(sorted(file.name for file in Path(path).iterdir())) or "nothing"
+            raise ValueError(
+                f"{path} is a directory without data (it holds {held:.200}): give a file, or a "
+                f"directory that datasets.save_to_disk wrote"
+            ) from None
         raise ValueError(
             f"{name!r} is neither a file here nor a data set that could be loaded "
             f"({type(error).__name__}: {error}): give a path that exists, or name[:config][:split]"
@@ -231,18 +230,3 @@ def _dataset_rows(name: str, bad: BadRows) -> Iterator[Row]:
         except UnicodeDecodeError as error:  # it ends the loop over the rows, and comes before one
             number += 1
             bad.add(name, number, f"a text that is not UTF-8 (byte {error.start} of it)")
-
-
-def _kind(value: Any) -> str:
-    names = {
-        type(None): "nothing (null)",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(
-        type(value),
-        {"str": "a text", "list": "a list", "dict": "an object"}.get(
-            type(value).__name__, type(value).__name__
-        ),
-    )

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.data.chat import ChatTemplate, as_messages, render
-from rlhf_ray.data.rows import (
+from rlhf_ray.data.chat import ChatTemplate, as_prompt, render
+from rlhf_ray.data.faults import (
+    ON_BAD_ROW,
     BadRows,
+    Loaded,
     OnBadRow,
-    Row,
     RowFault,
     column_of,
     filled_text_of,
-    read_rows,
+    kind_of,
     text_of,
 )
+from rlhf_ray.data.preference_formats import PROMPT, prompt_column_of
+from rlhf_ray.data.rows import Row, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class Samples:
     responses: tuple[str, ...]
 
 
+SampleSet = Loaded[Samples]
+
+
 def load_samples(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -35,23 +41,25 @@ def load_samples(
     chat_template: ChatTemplate = "auto",
     least: int = 2,
     on_bad_row: OnBadRow = "fail",
-) -> list[Samples]:
-    """Rows of `prompt` (a text or messages) and `responses`, at least `least` of them.
+    prompt_column: str = PROMPT,
+    flag: str = ON_BAD_ROW,
+) -> SampleSet:
+    """Rows of a prompt (a text or messages) and `responses`, at least `least` of them.
 
-    Prompts are rendered as PPO renders them, unless the row says `"rendered": true`. Raises
-    ValueError for a bad row (unless skipped) and where none is left.
+    Prompts are rendered as PPO renders them, unless the row says `"rendered": true`.
+    prompt_column: where they are; in `prompt` where a row has no such column. flag: of on_bad_row.
+    Raises ValueError for a bad row (unless skipped) and where none is left.
     """
-    bad = BadRows(on_bad_row)
+    bad = BadRows(on_bad_row, flag)
     found = []
     for row in read_rows(path, bad):
         try:
-            found.append(_samples(row, tokenizer, chat_template, least))
+            found.append(_samples(row, prompt_column, tokenizer, chat_template, least))
         except RowFault as fault:
             bad.add(row.source, row.line, str(fault))
     if not found:
-        raise ValueError(f"{path} holds no samples ({bad.count} bad rows): give rows of `prompt` "
-                         f"and `responses`")  # fmt: skip
-    return found
+        raise bad.none_left(path, "samples")
+    return SampleSet(tuple(found), bad.count, bad.first)
 
 
 def write_samples(path: str | Path, samples: Iterable[Samples]) -> None:
@@ -63,17 +71,26 @@ def write_samples(path: str | Path, samples: Iterable[Samples]) -> None:
 
 
 def _samples(
-    row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate, least: int
+    row: Row,
+    prompt_column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: ChatTemplate,
+    least: int,
 ) -> Samples:
     if isinstance(row.value, str):
         raise RowFault("samples are objects with prompt and responses, in .jsonl or .parquet")
-    prompt, responses = column_of(row.value, "prompt"), column_of(row.value, "responses")
-    if not isinstance(responses, list) or len(responses) < least:
-        raise RowFault(f"'responses' is a list of at least {least}")
+    column = prompt_column_of(row.value, prompt_column)
+    prompt, responses = column_of(row.value, column), column_of(row.value, "responses")
+    if not isinstance(responses, list):
+        raise RowFault(f"'responses' is {kind_of(responses)}: give a list of texts")
+    if len(responses) < least:
+        raise RowFault(f"'responses' are {len(responses)}: give at least {least}")
     texts = tuple(text_of(text, f"response {i}") for i, text in enumerate(responses, 1))
-    if isinstance(prompt, list):
-        return Samples(render(as_messages(prompt), tokenizer, chat_template), texts)
-    text = filled_text_of(prompt, "'prompt'") if prompt else ""
-    if not text or row.value.get("rendered") is True:
-        return Samples(text, texts)
-    return Samples(render(text, tokenizer, chat_template), texts)
+    if prompt is None or prompt == "":
+        return Samples("", texts)
+    asked = as_prompt(prompt, repr(column))
+    if isinstance(asked, str):
+        filled_text_of(asked, repr(column))
+        if row.value.get("rendered") is True:
+            return Samples(asked, texts)
+    return Samples(render(asked, tokenizer, chat_template), texts)

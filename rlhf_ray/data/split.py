@@ -7,11 +7,20 @@ from rlhf_ray.data.ids import stable_hash
 _SPACE = 1 << 63
 
 
-def heldout_mask(keys: Sequence[str], fraction: float, seed: int) -> list[bool]:
+def heldout_mask(
+    keys: Sequence[str],
+    fraction: float,
+    seed: int,
+    *,
+    source: str = "",
+    what: str = "text",
+    instead: str = "set --data.heldout-fraction 0",
+) -> list[bool]:
     """True for about `fraction` of the different `keys`, at least one where there are two.
 
     A key's side does not depend on the others, as long as both sides have one. Raises ValueError
-    unless 0 ≤ fraction < 1, or where one key cannot fill two sides.
+    unless 0 ≤ fraction < 1, or where one key cannot fill two sides; source, what, instead: where
+    the keys are from, what one is, and what else there is to do, for its message.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"the held-out share is {fraction}: it is at least 0 and below 1")
@@ -20,8 +29,8 @@ def heldout_mask(keys: Sequence[str], fraction: float, seed: int) -> list[bool]:
     hashes = {key: stable_hash(seed, "heldout", key) for key in keys}
     if len(hashes) < 2:
         raise ValueError(
-            f"{len(hashes)} different texts cannot be split into training and held-out: "
-            f"give more data, or set the held-out share to 0"
+            f"{source or 'the data'} has only one {what}, however often, that cannot be split into "
+            f"training and held-out: give more, or {instead}"
         )
     limit = fraction * _SPACE
     lowest, highest = min(hashes.values()), max(hashes.values())

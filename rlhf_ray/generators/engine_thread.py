@@ -22,6 +22,7 @@ class _Shard:
     """Requests that were submitted together, answered together."""
 
     missing: set[int]
+    epoch: int
     future: Future
     done: dict[int, Completion] = field(default_factory=dict)
 
@@ -39,6 +40,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[tuple[Callable[[Generator], Any], Future] | None]
         self._commands = queue.SimpleQueue()
         self._shards: dict[int, _Shard] = {}
+        self._epoch = 0
         self._failure: BaseException | None = None
         self._lock = threading.Lock()  # nothing is queued once the engine has ended
         self._beat = time.monotonic()
@@ -51,11 +53,17 @@ class EngineThread:
         """Run `function(engine)` between two steps and return what it returns."""
         return self._send(function).result()
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Complete `requests`; returns when all of them are done, in the order given."""
-        shard = _Shard({request.rollout_id for request in requests}, Future())
+    def generate(self, requests: Sequence[Request], *, epoch: int = 0) -> list[Completion]:
+        """Complete `requests`; returns when all of them are done, in the order given.
+
+        Raises CancelledError where their epoch is void by then.
+        """
+        shard = _Shard({request.rollout_id for request in requests}, epoch, Future())
 
         def submit(engine: Generator) -> None:
+            if epoch < self._epoch:
+                shard.future.cancel()
+                return
             assert shard.missing.isdisjoint(self._shards), "a rollout is being generated already"
             engine.submit(requests)
             self._shards.update(dict.fromkeys(shard.missing, shard))
@@ -64,15 +72,15 @@ class EngineThread:
         done = shard.future.result()
         return [done[request.rollout_id] for request in requests]
 
-    def abort(self, rollout_ids: Sequence[int]) -> None:
-        """Forget these rollouts; who waits for them gets CancelledError."""
+    def void(self, epoch: int) -> None:
+        """Forget the requests of earlier epochs, also those that have yet to arrive."""
 
         def forget(engine: Generator) -> None:
-            engine.abort(rollout_ids)
-            for rollout_id in rollout_ids:
-                shard = self._shards.pop(rollout_id, None)
-                if shard is not None:
-                    shard.future.cancel()
+            self._epoch = epoch
+            gone = [key for key, shard in self._shards.items() if shard.epoch < epoch]
+            engine.abort(gone)
+            for rollout_id in gone:
+                self._shards.pop(rollout_id).future.cancel()
 
         self.call(forget)
 

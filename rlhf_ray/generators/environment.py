@@ -15,12 +15,15 @@ def vllm_environment(threads: int) -> dict[str, str]:
     the same cores), and nothing is reported or looked up on the net. OMP_NUM_THREADS is the only
     way to set threads: vLLM makes `torch.set_num_threads` do nothing. How threads wait is left to
     OpenMP: with OMP_WAIT_POLICY=passive an engine alone gave 5.9 instead of 6.9 thousand tokens/s;
-    beside another busy process it is the better choice (4.2 against 0.9 to 2.2).
+    beside another busy process it is the better choice (4.2 against 0.9 to 2.2). An engine of
+    several GPUs starts a process for each: not by fork, which a process that has threads, or has
+    asked for a GPU, must not do.
     """
     return ONEDNN | {
         "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TORCH_COMPILE_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -66,13 +66,14 @@ class Generator(Protocol):
     def load(self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace all weights between two steps. Requests in flight go on under the new ones.
 
-        Any exception leaves the engine unusable: the caller must end the process.
+        ValueError for tensors that are not this model's: nothing is changed then. Any other
+        exception leaves the engine unusable: the caller must end the process.
         """
 
     def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
 
-        Runs when no request is in flight; never from a cache of older weights.
+        Never from a cache of older weights. Requests in flight may advance meanwhile.
         """
 
     def sleep(self) -> None:

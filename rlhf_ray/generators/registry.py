@@ -1,6 +1,7 @@
 """The generator backends: to add one, write one file and give it a row here."""
 
 import gc
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,32 +14,53 @@ if TYPE_CHECKING:  # an engine's environment must be set before torch is importe
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """make(model_path, **options) builds the engine; environment(threads) is for its process."""
+    """One kind of engine.
+
+    make(model_path, **options): builds it; without `kv_cache_mb` it has `cache.default_cache_mb`.
+    environment(threads): of its process. package: what has to be installed for it.
+    """
 
     make: "Callable[..., Generator]"
     environment: Callable[[int], dict[str, str]]
+    package: str
 
 
-def _vllm(*args: Any, **options: Any) -> "Generator":
+def check_installed(name: str) -> None:
+    """Raise ValueError where this environment lacks what the backend `name` needs."""
+    package = BACKENDS[name].package
+    if importlib.util.find_spec(package) is not None:
+        return
+    others = [other for other, row in BACKENDS.items() if importlib.util.find_spec(row.package)]
+    raise ValueError(
+        f"--rollout.backend is {name}, and the package {package} is not installed: install the "
+        f"extra that has it (cpu or gpu), or give --rollout.backend {' or '.join(others)}"
+    )
+
+
+def _vllm(model_path: str, *, kv_cache_mb: int | None = None, **options: Any) -> "Generator":
     gc.disable()  # importing makes a million objects that stay: looking through them took 3 of 11 s
     try:
         from rlhf_ray.generators.vllm_engine import VLLMGenerator
 
         gc.freeze()
-        return VLLMGenerator(*args, **options)
+        cache = _cache_mb(model_path, kv_cache_mb, options)
+        return VLLMGenerator(model_path, kv_cache_mb=cache, **options)
     finally:
         gc.enable()
 
 
 def _transformers(
-    *args: Any,
+    model_path: str,
+    *,
+    kv_cache_mb: int | None = None,
     metrics_as: str | None = None,
     tensor_parallel: int = 1,
     sleeps: bool = False,
     takes_ipc: bool = False,
+    eager: bool = False,
     **options: Any,
 ) -> "Generator":
-    """It has no metrics of its own, is of one device, never sleeps, and copies its weights."""
+    """It has no metrics and no graphs, is of one device, never sleeps, and copies its weights."""
     if tensor_parallel > 1:
         raise ValueError(
             f"rollout.tensor_parallel {tensor_parallel} is for rollout.backend vllm: transformers "
@@ -46,10 +68,17 @@ def _transformers(
         )
     from rlhf_ray.generators.transformers_engine import TransformersGenerator
 
-    return TransformersGenerator(*args, **options)
+    cache = _cache_mb(model_path, kv_cache_mb, options)
+    return TransformersGenerator(model_path, kv_cache_mb=cache, **options)
+
+
+def _cache_mb(model_path: str, given: int | None, options: dict[str, Any]) -> int:
+    from rlhf_ray.generators.cache import default_cache_mb
+
+    return default_cache_mb(model_path, **options) if given is None else given
 
 
 BACKENDS = {
-    "vllm": Backend(_vllm, vllm_environment),
-    "transformers": Backend(_transformers, torch_environment),
+    "vllm": Backend(_vllm, vllm_environment, "vllm"),
+    "transformers": Backend(_transformers, torch_environment, "transformers"),
 }

@@ -18,6 +18,7 @@ from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.flight import Flight, check_room
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
 from rlhf_ray.generators.state import state_layout
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import load_causal_lm
 
 
@@ -39,7 +40,7 @@ class TransformersGenerator:
         self._model = load_causal_lm(
             model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+        self._model.to(device_here()).requires_grad_(False)
         self._layout = state_layout(model_path, trust_remote_code=trust_remote_code)
         fits = (kv_cache_mb << 20) // _cache_bytes(self._model.config, max_model_len, dtype)
         self._max_rows = max(1, min(max_num_seqs, fits))
@@ -103,11 +104,9 @@ class TransformersGenerator:
     def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
 
-        Raises ValueError for a sequence of no token, and while requests are in flight.
+        Raises ValueError for a sequence of no token.
         """
         self._check_usable()
-        if self.has_work():
-            raise ValueError("token_logprobs while requests are in flight: finish or abort them")
         if not all(map(len, sequences)):
             raise ValueError("token_logprobs takes sequences of 1 token and more, one has none")
         return [self._score(sequence) for sequence in sequences]

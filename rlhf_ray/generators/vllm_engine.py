@@ -6,26 +6,32 @@ imports this file.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from vllm import SamplingParams
-from vllm.config import WeightTransferConfig
+from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.flight import Flight, check_room
+from rlhf_ray.generators.ipc_update import checked
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
 from rlhf_ray.generators.state import state_layout
 from rlhf_ray.generators.vllm_counts import EngineCounts
+from rlhf_ray.generators.vllm_options import engine_options
+from rlhf_ray.models.device import device_here
 
-BLOCK_SIZE = 32  # tokens of a cache block; the CPU's default of 128 would hide stale prefixes
-MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step; a prompt is never split (`_engine_args`)
+RELOADED_AT_ONCE = 256 << 20  # bytes of new weights on their way to each process of an engine
 
 # Architectures whose loader in vLLM refuses `lm_head.weight`: their tied head is repacked instead.
 HEADLESS_LOADERS = frozenset({"bloom"})
@@ -34,9 +40,10 @@ HEADLESS_LOADERS = frozenset({"bloom"})
 class VLLMGenerator:
     """A Generator (see protocol.py) on vLLM: continuous batching, prefix cache, seeded sampling.
 
-    metrics_as: the `model_name` under which vLLM's own metrics stand in the process's registry
-    of prometheus_client; None: it counts nothing. sleeps: `sleep` frees the GPU. takes_ipc:
-    `load_ipc` takes weights from another process's GPU memory. Both on CUDA alone.
+    kv_cache_mb: of each GPU. metrics_as: the `model_name` under which vLLM's own metrics stand in
+    the process's registry of prometheus_client; None: it counts nothing. On CUDA alone: sleeps:
+    `sleep` frees the GPU; takes_ipc: `load_ipc` takes weights from another process's GPU memory;
+    eager: decode without CUDA graphs.
     """
 
     def __init__(
@@ -48,47 +55,40 @@ class VLLMGenerator:
         dtype: str = "float32",
         max_model_len: int,
         max_num_seqs: int = 128,
-        kv_cache_mb: int = 512,
+        kv_cache_mb: int,
         tensor_parallel: int = 1,
         trust_remote_code: bool = False,
         metrics_as: str | None = None,
         sleeps: bool = False,
         takes_ipc: bool = False,
+        eager: bool = False,
     ) -> None:
         self._sampling, self._version = sampling, version
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
         self._layout = state_layout(model_path, trust_remote_code=trust_remote_code)
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=model_path,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max(MIN_BATCHED_TOKENS, max_model_len),
-                block_size=BLOCK_SIZE,
-                kv_cache_memory_bytes=kv_cache_mb << 20,
-                # A seeded request whose prompt is split over two steps crashes the CPU sampler.
-                enable_chunked_prefill=False,
-                enable_prefix_caching=True,
-                # Raw log-probs would be those before the temperature.
-                logprobs_mode="processed_logprobs",
-                # A step's tokens must be those of the weights that are there when it returns.
-                async_scheduling=False,
-                enforce_eager=True,
-                skip_tokenizer_init=True,
-                enable_sleep_mode=sleeps,
-                weight_transfer_config=WeightTransferConfig(backend="ipc") if takes_ipc else None,
-                disable_log_stats=metrics_as is None,
-                served_model_name=metrics_as,
-                use_tqdm_on_load=False,
-            ),
+        headless = self._layout.model_type in HEADLESS_LOADERS
+        self._refused = frozenset({"lm_head.weight"}) if headless else frozenset()
+        self._processes = tensor_parallel
+        options = engine_options(
+            model_path,
+            cuda=device_here() == "cuda",
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            kv_cache_mb=kv_cache_mb,
+            tensor_parallel=tensor_parallel,
+            trust_remote_code=trust_remote_code,
+            metrics_as=metrics_as,
+            sleeps=sleeps,
+            takes_ipc=takes_ipc,
+            eager=eager,
         )
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**options))
         self._counts = EngineCounts(_prometheus(self._engine)) if metrics_as else None
         self._core = self._engine.engine_core
         self._queue: deque[Request] = deque()
         self._flights: dict[str, Flight] = {}
+        self._finished: list[Completion] = []
         self._loads = 0
         self._usable, self._sleeps, self._asleep = True, sleeps, False
 
@@ -100,29 +100,24 @@ class VLLMGenerator:
         self._queue.extend(requests)
 
     def has_work(self) -> bool:
-        """Whether any request is queued or in flight."""
-        return bool(self._queue or self._flights)
+        """Whether any request is queued, in flight, or finished and not handed out."""
+        return bool(self._queue or self._flights or self._finished)
 
     def step(self) -> list[Completion]:
         """Advance all requests in flight by about one token each; return those that finished."""
         self._check_usable()
         while self._queue and len(self._flights) < self._max_num_seqs:
             self._start(self._queue.popleft())
-        finished = []
-        outputs = self._core.get_output()
-        if self._counts:
-            self._counts.add(outputs)
-        for output in outputs.outputs:
-            flight = self._flights.get(output.request_id)
-            if flight is not None and self._advance(flight, output):
-                del self._flights[output.request_id]
-                finished.append(flight.completion(self._sampling))
+        if self._flights:
+            self._round()
+        finished, self._finished = self._finished, []
         return finished
 
     def abort(self, rollout_ids: Sequence[int]) -> None:
         """Forget these requests; unknown ids are ignored."""
         gone = set(rollout_ids)
         self._queue = deque(r for r in self._queue if r.rollout_id not in gone)
+        self._finished = [c for c in self._finished if c.rollout_id not in gone]
         keys = [k for k, f in self._flights.items() if f.request.rollout_id in gone]
         self._core.abort_requests(keys)
         for key in keys:
@@ -147,14 +142,16 @@ class VLLMGenerator:
     def load_ipc(self, version: Version, update: Mapping[str, Any]) -> None:
         """Like `load`, from GPU memory that `weights.cuda_ipc` describes; never run on a GPU."""
         self._check_usable()
+        update = checked(update, self._layout, without=self._refused)
         self._usable = False
         try:
             self._wake()
             rpc = self._core.collective_rpc
             rpc("init_weight_transfer_engine", args=({"packed": False},))
             rpc("start_weight_update")
-            rpc("update_weights", args=(dict(update),))
+            rpc("update_weights", args=(update,))
             rpc("finish_weight_update")
+            self._repack_head()
         except Exception as error:  # whatever it is, it leaves half a model behind
             raise EngineDead(f"loading version {version} failed half-way: {error}") from error
         self._became(version)
@@ -162,12 +159,10 @@ class VLLMGenerator:
     def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """float32 [n − 1] per sequence: log-prob of each token after the first, at temperature 1.
 
-        Raises ValueError for a sequence of no token, or of more than the engine's length less one
-        (it has to sample a token of its own), and while requests are in flight.
+        Requests in flight advance meanwhile. Raises ValueError for a sequence of no token, or of
+        more than the engine's length less one (it has to sample a token of its own).
         """
         self._check_usable()
-        if self.has_work():
-            raise ValueError("token_logprobs while requests are in flight: finish or abort them")
         too_long = max(map(len, sequences), default=1)
         if too_long >= self._max_model_len or not all(map(len, sequences)):
             raise ValueError(
@@ -177,16 +172,17 @@ class VLLMGenerator:
         self._wake()
         # vLLM reads no cached prefix for a request that wants the log-probs of its prompt.
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        for index, sequence in enumerate(sequences):
-            self._core.add_request(self._core_request(f"score-{index}", sequence, params))
+        keys = [f"score-{index}" for index in range(len(sequences))]
+        for key, sequence in zip(keys, sequences, strict=True):
+            self._core.add_request(self._core_request(key, sequence, params))
         found: dict[str, np.ndarray] = {}
-        while len(found) < len(sequences):
-            for output in self._core.get_output().outputs:
+        while not found.keys() >= set(keys):
+            for output in self._round():
                 prompt = output.new_prompt_logprobs_tensors
                 found[output.request_id] = (
                     np.empty(0, np.float32) if prompt is None else prompt.logprobs[:, 0].numpy()
                 )
-        return [found[f"score-{index}"] for index in range(len(sequences))]
+        return [found[key] for key in keys]
 
     def sleep(self) -> None:
         """Weights to the host's memory, the cache away, until the next load or request."""
@@ -204,6 +200,21 @@ class VLLMGenerator:
         """Free the engine and any process it started."""
         self._usable = False
         self._core.shutdown()
+
+    def _round(self) -> list[EngineCoreOutput]:
+        """One step of vLLM: the flights advance; what it gave to others."""
+        outputs = self._core.get_output()
+        if self._counts:
+            self._counts.add(outputs)
+        others = []
+        for output in outputs.outputs:
+            flight = self._flights.get(output.request_id)
+            if flight is None:
+                others.append(output)
+            elif self._advance(flight, output):
+                del self._flights[output.request_id]
+                self._finished.append(flight.completion(self._sampling))
+        return others
 
     def _check_usable(self) -> None:
         if not self._usable:
@@ -263,10 +274,19 @@ class VLLMGenerator:
             assert self._core.reset_prefix_cache(), "an idle engine kept its prefix cache"
 
     def _reload(self, state: dict[str, torch.Tensor]) -> None:
-        if self._layout.model_type in HEADLESS_LOADERS:
-            state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
-        self._core.collective_rpc("reload_weights", kwargs={"weights_iterator": [*state.items()]})
-        if self._layout.model_type in HEADLESS_LOADERS:
+        taken = [(name, tensor) for name, tensor in state.items() if name not in self._refused]
+        rpc = self._core.collective_rpc
+        if self._processes == 1:
+            rpc("reload_weights", kwargs={"weights_iterator": taken})
+        else:  # what is sent to other processes is copied by each: never all weights at once
+            rpc(_begin_reload)
+            for part in _parts(taken):
+                rpc(_reload_part, args=(part,))
+            rpc(_end_reload)
+        self._repack_head()
+
+    def _repack_head(self) -> None:
+        if self._refused:
             self._engine.apply_model(_repack_head)
 
     def _restart_unsampled(self) -> None:
@@ -284,6 +304,38 @@ class VLLMGenerator:
 def _prometheus(engine: LLMEngine) -> PrometheusStatLogger:
     loggers = engine.logger_manager.stat_loggers
     return next(one for one in loggers if isinstance(one, PrometheusStatLogger))
+
+
+def _parts(state: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """`state` in order, cut after every `RELOADED_AT_ONCE` bytes."""
+    part: list[tuple[str, torch.Tensor]] = []
+    held = 0
+    for name, tensor in state:
+        if part and held + tensor.nbytes > RELOADED_AT_ONCE:
+            yield part
+            part, held = [], 0
+        part.append((name, tensor))
+        held += tensor.nbytes
+    if part:
+        yield part
+
+
+# Of each of an engine's processes: vLLM's own `reload_weights`, in parts.
+
+
+def _begin_reload(worker: Any) -> None:
+    with set_current_vllm_config(worker.vllm_config):
+        initialize_layerwise_reload(worker.get_model())
+
+
+def _reload_part(worker: Any, part: list[tuple[str, torch.Tensor]]) -> None:
+    with set_current_vllm_config(worker.vllm_config):
+        worker.get_model().load_weights(part)
+
+
+def _end_reload(worker: Any) -> None:
+    with set_current_vllm_config(worker.vllm_config):
+        finalize_layerwise_reload(worker.get_model(), worker.vllm_config.model_config)
 
 
 def _repack_head(model: Any) -> None:

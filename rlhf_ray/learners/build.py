@@ -53,6 +53,7 @@ def build_learner(
         dtype=dtype,
         group=group,
         source=policy,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.sharding import Weights, Whole
 from rlhf_ray.models.actor_critic import Actor
-from rlhf_ray.models.packing import PackedRows
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.packing import response_rows
 
 _PREFIX = "model."  # of the language model within Actor
 
@@ -40,6 +40,7 @@ class Exporter:
     Args:
         names: from `tied_names`, taken before the parameters were sharded.
         source: where the policy came from; its tokenizer goes with it.
+        trust_remote_code: where the source is a name, its tokenizer may run code of its own.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Exporter:
         *,
         dtype: torch.dtype,
         source: str | Path | None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.actor, self.weights, self.group = actor, weights, group
         self._names, self._dtype, self._source = names, dtype, source
+        self._trust = trust_remote_code
 
     def export(self, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor in `dtype`) of every parameter; tied ones under all their names.
@@ -61,23 +64,26 @@ class Exporter:
         Every rank goes through the iterator to its end; only rank 0's yields. A tensor may be what
         the learner computes with: copy it before the next update.
         """
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        for name, tensor in self.weights.full_tensors(dtype):
+        for name, tensor in self.weights.full_tensors(_dtype(dtype)):
             if self.group.rank != 0 or not name.startswith(_PREFIX):
                 continue
             for alias in self._names[name.removeprefix(_PREFIX)]:
                 yield alias, tensor
 
     @torch.no_grad()
-    def probes(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], list[float]]]:
+    def probes(
+        self, sequences: Sequence[Sequence[int]], *, dtype: torch.dtype | str = "float32"
+    ) -> list[tuple[list[int], list[float]]]:
         """(token ids, log-probabilities of all but the first) of each sequence on rank 0, else [].
 
-        In float32 at temperature 1: what any engine with these weights must give.
+        At temperature 1: what any engine with these weights in `dtype` must give. In float32, but
+        for sharded weights that are computed with and given away in bfloat16: no rank holds those
+        whole.
         """
         if not sequences:
             return []
-        with self._float32_actor() as actor:
-            found = [] if actor is None else self._logprobs(actor, sequences)
+        with self._probing_actor(dtype) as actor:
+            found = [] if actor is None else _logprobs(actor, sequences)
         return found if self.group.rank == 0 else []
 
     def save_policy(self, directory: str | Path) -> None:
@@ -88,35 +94,20 @@ class Exporter:
             directory.mkdir(parents=True, exist_ok=True)
             whole.save_pretrained(directory)
             if self._source is not None:
-                _copy_tokenizer(self._source, directory)
+                _copy_tokenizer(self._source, directory, trust_remote_code=self._trust)
         self.group.barrier()
 
-    def _logprobs(
-        self, actor: Actor, sequences: Sequence[Sequence[int]]
-    ) -> list[tuple[list[int], list[float]]]:
-        tokens = [np.asarray(ids) for ids in sequences]
-        rows = PackedRows.of([ids[:-1] for ids in tokens], self.group.device)
-        targets_N = torch.from_numpy(np.concatenate([ids[1:] for ids in tokens]))
-        out = actor(
-            rows,
-            torch.arange(len(targets_N), device=self.group.device),
-            targets_N.to(self.group.device),
-            temperature=1.0,
-        )
-        parts = out.logprobs_N.cpu().split(rows.lengths)
-        return [(list(ids), part.tolist()) for ids, part in zip(sequences, parts, strict=True)]
-
     @contextlib.contextmanager
-    def _float32_actor(self) -> Iterator[Actor | None]:
-        """The actor computing in float32, on the ranks that have to run it."""
-        if self._dtype == torch.float32:
-            yield self.actor
-        elif isinstance(self.weights, Whole):
+    def _probing_actor(self, dtype: torch.dtype | str) -> Iterator[Actor | None]:
+        """The actor that probes are computed with, on the ranks that have to run it."""
+        if isinstance(self.weights, Whole):
             with self.weights.computing_in_float32():
                 yield self.actor
+        elif self._dtype in (torch.float32, _dtype(dtype)):
+            yield self.actor
         else:
-            model = self._gathered_model()
-            yield None if model is None else Actor(model.to(self.group.device)).eval()
+            model = self._gathered_model()  # on the host: a rank's GPU may have no room for it
+            yield None if model is None else Actor(model).eval()
 
     def _gathered_model(self) -> Any:
         """A float32 model on the CPU of rank 0 with the policy's weights; None on other ranks."""
@@ -135,6 +126,22 @@ class Exporter:
         return model
 
 
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _logprobs(
+    actor: Actor, sequences: Sequence[Sequence[int]]
+) -> list[tuple[list[int], list[float]]]:
+    tokens = [np.asarray(ids) for ids in sequences]
+    starts, rests = [ids[:1] for ids in tokens], [ids[1:] for ids in tokens]
+    device = next(actor.parameters()).device
+    rows, index_N, targets_N = response_rows(starts, rests, device)
+    out = actor(rows, index_N, targets_N, temperature=1.0)
+    parts = out.logprobs_N.cpu().split(rows.lengths)
+    return [(list(ids), part.tolist()) for ids, part in zip(sequences, parts, strict=True)]
+
+
 def _restore_buffers(model: nn.Module, source: nn.Module) -> None:
     """Buffers (rotary frequencies and the like) are not parameters: copy them over."""
     values = dict(source.named_buffers())
@@ -142,10 +149,10 @@ def _restore_buffers(model: nn.Module, source: nn.Module) -> None:
         buffer.copy_(values[name])
 
 
-def _copy_tokenizer(source: str | Path, directory: Path) -> None:
-    """The tokenizer's own files where the source is a directory, else what transformers loads."""
+def _copy_tokenizer(source: str | Path, directory: Path, *, trust_remote_code: bool) -> None:
+    """The tokenizer's own files where the source is a directory, else what the run loaded."""
     if not Path(source).is_dir():
-        AutoTokenizer.from_pretrained(str(source)).save_pretrained(directory)
+        load_tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(directory)
         return
     for pattern in ("tokenizer*", "vocab*", "merges.txt", "*token*.json", "*.model", "*.jinja"):
         for file in Path(source).glob(pattern):

@@ -1,6 +1,7 @@
 """The ranks of a learner group: who I am, and sums over all."""
 
 import ctypes
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from rlhf_ray.models.device import device_here
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -28,7 +31,10 @@ class Group:
 
     @classmethod
     def join(cls, *, rank: int, size: int, address: str, device: torch.device) -> "Group":
-        """Meet the other ranks at `address` (tcp://host:port); gloo on CPUs, NCCL on GPUs."""
+        """Meet the other ranks at `address` (tcp://host:port); gloo on CPUs, NCCL on GPUs.
+
+        device: a GPU has an index (`this_device`).
+        """
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group(
@@ -57,16 +63,28 @@ class Group:
             dist.barrier()
 
 
-def set_up_torch(*, threads: int | None = None, deterministic: bool = True) -> None:
+def this_device() -> torch.device:
+    """`device_here`, a GPU by its index: Ray shows each rank its own alone."""
+    return torch.device("cuda", 0) if device_here() == "cuda" else torch.device("cpu")
+
+
+def set_up_torch(
+    *, threads: int | None = None, deterministic: bool = True, strict: bool = False
+) -> None:
     """Threads, and algorithms that give the same bits each time. Once a process, before the models.
 
     Memory is not filled before use: that is a search for bugs, and costs a fifth of a CPU's step.
+
+    strict: raise where an operation has no such algorithm. On a GPU the backward pass of SDPA for
+        float32 gives the same bits in this mode alone, and products need a workspace of one size.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     _keep_freed_memory()
     torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

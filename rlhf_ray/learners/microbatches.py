@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.learners.rollouts import Rollouts
-from rlhf_ray.models.packing import PackedRows
+from rlhf_ray.models.packing import PackedRows, response_rows
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,7 @@ class MicroBatch:
     """One forward pass, on the device.
 
     Attributes:
-        rows: prompt + response without its last token.
-        index_N: int64, the position in `rows` that predicts each response token.
-        targets_N: int64, the response tokens.
+        rows, index_N, targets_N: see `packing.response_rows`.
         token_index_N: int64 on the CPU, their places in the tokens of all rollouts.
     """
 
@@ -92,22 +89,9 @@ def micro_batches(
 
 
 def _micro_batch(rollouts: Rollouts, rows: Sequence[int], device: torch.device) -> MicroBatch:
-    inputs = [np.concatenate([rollouts.prompts[row], rollouts.responses[row][:-1]]) for row in rows]
-    index, tokens = [], []
-    starts, last = rollouts.starts_B1.numpy(), 0
-    for row, ids in zip(rows, inputs, strict=True):
-        last += len(ids)  # a response's tokens are predicted by its row's last positions
-        index.append(np.arange(last - len(rollouts.responses[row]), last))
-        tokens.append(np.arange(starts[row], starts[row + 1]))
-    targets = [rollouts.responses[row] for row in rows]
-    return MicroBatch(
-        rows=PackedRows.of(inputs or [np.zeros(1, np.int64)], device),
-        index_N=_joined(index).to(device),
-        targets_N=_joined(targets).to(device),
-        token_index_N=_joined(tokens),
-    )
-
-
-def _joined(parts: list[np.ndarray]) -> Tensor:
-    joined = np.concatenate(parts) if parts else np.empty(0)
-    return torch.from_numpy(joined.astype(np.int64))
+    prompts = [rollouts.prompts[row] for row in rows]
+    responses = [rollouts.responses[row] for row in rows]
+    every_N = torch.arange(rollouts.tokens)
+    tokens = [every_N[a:b] for a, b in (rollouts.starts_B1[row : row + 2] for row in rows)]
+    token_index_N = torch.cat([every_N[:0], *tokens])
+    return MicroBatch(*response_rows(prompts, responses, device), token_index_N)

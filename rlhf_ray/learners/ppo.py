@@ -28,9 +28,11 @@ from rlhf_ray.learners.rollouts import Rollouts
 from rlhf_ray.learners.sharding import own
 from rlhf_ray.learners.targets import OldPass, Targets, make_targets
 from rlhf_ray.models.actor_critic import Actor, Critic
+from rlhf_ray.models.layers import recompute_layers
 from rlhf_ray.models.packing import packs
 
-CPU_TOKENS = 2048  # a larger pass leaves the processor's cache
+# Of one pass, where the settings give none. On a CPU a larger one leaves the processor's cache.
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
 class PPOLearner:
@@ -59,8 +61,9 @@ class PPOLearner:
         dtype: torch.dtype = torch.float32,
         group: Group | None = None,
         source: str | Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self.source = source
+        self._source, self._trust = source, trust_remote_code
         self.settings, self.seed, self.temperature = settings, seed, temperature
         self.group = group or Group()
         has_values = critic is not None or actor.value_head is not None
@@ -76,9 +79,21 @@ class PPOLearner:
     def _make_optimizer(self, actor: Actor, critic: Critic | None, dtype: torch.dtype) -> None:
         eps, shard = self.settings.adam_eps, self.settings.shard_weights
         self.actor, self.critic = actor.eval(), critic
+        if self.settings.activation_checkpointing:
+            recompute_layers(actor)
+            if critic is not None:
+                recompute_layers(critic)
         names = tied_names(actor.model)
         weights = own(actor, group=self.group, dtype=dtype, shard=shard)
-        self.exporter = Exporter(actor, weights, names, self.group, dtype=dtype, source=self.source)
+        self.exporter = Exporter(
+            actor,
+            weights,
+            names,
+            self.group,
+            dtype=dtype,
+            source=self._source,
+            trust_remote_code=self._trust,
+        )
         apart = {"value_head.": self.settings.value_head_lr}
         self.policy_optimizer = Optimizer(weights, lr=self.settings.lr, eps=eps, apart=apart)
         self.critic_optimizer = None
@@ -117,9 +132,11 @@ class PPOLearner:
         """(name, whole tensor) of the policy: see `Exporter.export`."""
         return self.exporter.export(dtype)
 
-    def probes(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], list[float]]]:
+    def probes(
+        self, sequences: Sequence[Sequence[int]], *, dtype: torch.dtype | str = "float32"
+    ) -> list[tuple[list[int], list[float]]]:
         """Log-probabilities of fixed sequences: see `Exporter.probes`."""
-        return self.exporter.probes(sequences)
+        return self.exporter.probes(sequences, dtype=dtype)
 
     def save_policy(self, directory: str | Path) -> None:
         """Write the policy as transformers loads it: see `Exporter.save_policy`."""
@@ -159,9 +176,7 @@ class PPOLearner:
         return self.policy_optimizer.set_lr(share)
 
     def _micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[MicroBatch]:
-        budget = self.settings.micro_batch_tokens
-        if self.group.device.type == "cpu":
-            budget = min(budget, CPU_TOKENS)
+        budget = self.settings.micro_batch_tokens or MICRO_BATCH_TOKENS[self.group.device.type]
         return micro_batches(
             rollouts,
             rows,
@@ -258,6 +273,8 @@ class PPOLearner:
         norm = float(norm_tensor)
         for quantity, value in (*losses.sums(self.group).items(), (name, norm)):
             if not math.isfinite(value):
-                raise FloatingPointError(f"{quantity} is {value} at {where}: no step was taken")
+                raise FloatingPointError(
+                    f"{quantity} is {value} at {where}: no step with it was taken"
+                )
         totals.gradient(name, norm)
         optimizer.step(grads, norm=norm, max_norm=self.settings.max_grad_norm)

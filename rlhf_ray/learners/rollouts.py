@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.data import schemas
+from rlhf_ray.models.reference import rows_of
 
 COLUMNS = (
     "rollout_id",
@@ -64,8 +65,8 @@ class Rollouts:
         ids = table.column("rollout_id").to_numpy()
         if (np.diff(ids) < 0).any():
             table = table.take(np.argsort(ids, kind="stable"))
-        prompts = _rows(table, "prompt_token_ids")
-        responses = _rows(table, "response_token_ids")
+        prompts = rows_of(table, "prompt_token_ids")
+        responses = rows_of(table, "response_token_ids")
         lengths = torch.tensor([len(row) for row in responses])
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         finish = np.asarray(table.column("finish_reason").to_pylist())
@@ -79,7 +80,7 @@ class Rollouts:
             ref_logprobs_N=schemas.views(table, "ref_logprobs")[0].clone(),
             scores_B=torch.from_numpy(table.column("score").to_numpy().copy()),
             has_eos_B=torch.from_numpy(finish == schemas.EOS),
-            token_steps_N=_token_steps(_rows(table, "version_spans"), lengths),
+            token_steps_N=_token_steps(rows_of(table, "version_spans"), lengths),
         )
         rollouts._check(ids)
         return rollouts
@@ -125,11 +126,6 @@ class Rollouts:
                 raise ValueError(f"{name} has {len(values)} values for {wanted}")
             if not bool(values.isfinite().all()):
                 raise ValueError(f"{name} holds NaN or inf: the scorer or generator is at fault")
-
-
-def _rows(table: pa.Table, name: str) -> list[np.ndarray]:
-    values, starts = schemas.views(table, name)
-    return np.split(values.numpy(), starts[1:-1].numpy())
 
 
 def _token_steps(spans: list[np.ndarray], lengths: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlhf_ray.learners.group import Group
+from rlhf_ray.models.layers import layers_of
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Weights(Protocol):
 
 def own(module: nn.Module, *, group: Group, dtype: torch.dtype, shard: bool) -> Weights:
     """Take over a float32 module on its way to training in `dtype`; shard: over several ranks."""
-    module.to(group.device)
-    cut = shard and group.size > 1
-    return Sharded(module, group, dtype=dtype) if cut else Whole(module, group, dtype=dtype)
+    if shard and group.size > 1:
+        return Sharded(module, group, dtype=dtype)
+    return Whole(module, group, dtype=dtype)
 
 
 class Whole:
@@ -75,7 +76,7 @@ class Whole:
     """
 
     def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
-        self.module, self._group = module, group
+        self.module, self._group = module.to(group.device), group
         self.kept = group.rank == 0
         self.names, self.parameters = _trainable(module)
         self._master = torch.cat([p.detach().float().flatten() for p in self.parameters])
@@ -140,7 +141,10 @@ class Whole:
 
 
 class Sharded:
-    """FSDP2: each rank keeps its rows of every parameter, in float32."""
+    """FSDP2: each rank keeps its rows of every parameter, in float32.
+
+    It moves the layers to the device itself, one after another: no rank's device holds the whole.
+    """
 
     def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
         self.module, self._group = module, group
@@ -151,9 +155,12 @@ class Sharded:
             reduce_dtype=torch.float32 if half else None,
             cast_forward_inputs=False,
         )
-        for block in _blocks(module):
-            fully_shard(block, mesh=group.mesh, mp_policy=policy)
-        fully_shard(module, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)
+        for layer in layers_of(module):
+            fully_shard(layer, mesh=group.mesh, mp_policy=policy)
+        root = fully_shard(module, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)
+        # What one rank's rows do not use (an expert), another's may; both must reduce the same.
+        root.set_reduce_scatter_unused_params(True)
+        self._root = root
         self.names, self.parameters = _trainable(module)
 
     def slices(self) -> list[Slice]:
@@ -181,7 +188,11 @@ class Sharded:
         return self._group.sum(_sum_of_squares(grads)).sqrt()
 
     def publish(self) -> None:
-        """Nothing to do: FSDP2 gathers the masters at each forward pass."""
+        """Drop what the root keeps gathered after a pass without a backward one.
+
+        Otherwise FSDP2 gathers the masters at each forward pass.
+        """
+        self._root.reshard()
 
     def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -206,9 +217,3 @@ def _trainable(module: nn.Module) -> tuple[list[str], list[nn.Parameter]]:
 def _split(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
     parts = flat.split([p.numel() for p in like])
     return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The trunk's layers: the longest list of modules."""
-    lists = [list(m.children()) for m in module.modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=len, default=[])

@@ -55,8 +55,10 @@ def make_targets(
     stats = _stats(rollouts, old, advantages_BT, step=step)
     if old.values_N is not None:
         returns_N = rollouts.flat(returns_BT).double()
-        unexplained = (returns_N - old.values_N).var(correction=0) / returns_N.var(correction=0)
-        stats["value/explained_variance"] = float(1 - unexplained)
+        variance = returns_N.var(correction=0)
+        if variance > 0:  # else there is nothing to explain
+            unexplained = (returns_N - old.values_N).var(correction=0) / variance
+            stats["value/explained_variance"] = float(1 - unexplained)
     if settings.whiten_advantages and not estimator.needs_group:
         advantages_BT = masked_whiten(advantages_BT, mask_BT)
     stale_N = rollouts.token_steps_N < step

@@ -103,14 +103,11 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query_1HND, key_1GND, value_1GND, attention_mask, **kwargs
         )
-    repeats = query_1HND.shape[1] // key_1GND.shape[1]
     parts = []
     for block in blocks:
         query, key, value = (
             _pad(x[0, :, block.tokens], block) for x in (query_1HND, key_1GND, value_1GND)
         )
-        if repeats > 1:
-            key, value = (x.repeat_interleave(repeats, dim=0) for x in (key, value))
         parts.append(_unpad(_attend(query, key, value, kwargs), block))
     _, H, N, D = query_1HND.shape
     if (end := blocks[-1].tokens.stop) < N:
@@ -134,11 +131,16 @@ def _unpad(x_HBLD: Tensor, block: Block) -> Tensor:
     return x_HnD if block.places_n is None else take(x_HnD, block.places_n, 1)
 
 
-def _attend(query_HBLD: Tensor, key_HBLD: Tensor, value_HBLD: Tensor, kwargs: Any) -> Tensor:
+def _attend(query_HBLD: Tensor, key_GBLD: Tensor, value_GBLD: Tensor, kwargs: Any) -> Tensor:
     """[H, B, L, D]. A position sees itself and those before it, in the model's window."""
     H, B, L, D = query_HBLD.shape
     scaling, dropout = kwargs.get("scaling") or D**-0.5, kwargs.get("dropout") or 0.0
     window = kwargs.get("sliding_window") or L
+    repeats = H // len(key_GBLD)
+    grouped = repeats > 1 and window >= L and _takes_groups(query_HBLD)
+    key, value = key_GBLD, value_GBLD
+    if repeats > 1 and not grouped:
+        key, value = (x.repeat_interleave(repeats, dim=0) for x in (key, value))
     short = query_HBLD.dtype == torch.bfloat16 and query_HBLD.device.type == "cpu" and L <= LONGEST
     if short and not dropout:
         hidden_LL = _hidden(L, window, query_HBLD.device)
@@ -146,21 +148,31 @@ def _attend(query_HBLD: Tensor, key_HBLD: Tensor, value_HBLD: Tensor, kwargs: An
         scores = torch.baddbmm(
             bias_LL,
             (query_HBLD * scaling).flatten(0, 1),
-            key_HBLD.flatten(0, 1).transpose(1, 2),
+            key.flatten(0, 1).transpose(1, 2),
         )
         weights = torch.softmax(scores, dim=-1)
-        return torch.bmm(weights, value_HBLD.flatten(0, 1)).view(H, B, L, D)
+        return torch.bmm(weights, value.flatten(0, 1)).view(H, B, L, D)
     seen_LL = None if window >= L else ~_hidden(L, window, query_HBLD.device)
     out_BHLD = F.scaled_dot_product_attention(
         query_HBLD.transpose(0, 1),
-        key_HBLD.transpose(0, 1),
-        value_HBLD.transpose(0, 1),
+        key.transpose(0, 1),
+        value.transpose(0, 1),
         attn_mask=seen_LL,
         is_causal=seen_LL is None,
         scale=scaling,
         dropout_p=dropout,
+        enable_gqa=grouped,
     )
     return out_BHLD.transpose(0, 1)
+
+
+def _takes_groups(like: Tensor) -> bool:
+    """Whether SDPA has a kernel, without a mask, that takes G keys for H queries as they are.
+
+    The memory-efficient one, for float32 and for masks, does not: with groups SDPA would then
+    choose the one that holds all attention weights.
+    """
+    return like.device.type == "cuda" and like.dtype == torch.bfloat16
 
 
 def _hidden(length: int, window: int, device: torch.device) -> Tensor:

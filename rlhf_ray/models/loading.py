@@ -1,9 +1,14 @@
 """Tokenizers and language models from a path or name, with errors that say what to do."""
 
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -21,6 +26,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 Module = TypeVar("Module", bound=nn.Module)
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+WEIGHTS = (".safetensors", ".bin")  # the first of them that are there is what is read
+LFS_POINTER = b"version https://git-lfs"
 
 
 def compute_dtype(
@@ -44,11 +51,8 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     tokenizer, or it has no EOS.
     """
     options = source_options(path, trust_remote_code=trust_remote_code)
-    try:
+    with loading("tokenizer", path):
         tokenizer = tokenizer_class(path, options).from_pretrained(str(path), **options)
-    except (OSError, ValueError) as error:
-        message = f"no tokenizer could be loaded from {path}: {_first_line(error)}"
-        raise ValueError(message) from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token
         tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
@@ -90,21 +94,17 @@ def load_causal_lm(
             f"{path} holds {', '.join(named)}, not a causal language model: "
             f"give a model whose architecture ends in {' or '.join(CAUSAL_ENDINGS)}"
         )
-    try:
+    with loading("language model", path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        message = f"no language model could be loaded from {path}: {_first_line(error)}"
-        raise ValueError(message) from error
     return model.eval()
 
 
 def load_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model config at `path`. Raises ValueError where there is none."""
     options = source_options(path, trust_remote_code=trust_remote_code)
-    try:
-        return AutoConfig.from_pretrained(str(path), **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model could be loaded from {path}: {_first_line(error)}") from error
+    with loading("model", path):
+        config = AutoConfig.from_pretrained(str(path), **options)
+    return config
 
 
 def is_causal(backbone: PreTrainedModel) -> bool:
@@ -139,6 +139,54 @@ def source_options(path: str | Path, *, trust_remote_code: bool = False) -> dict
             f"or a hub name such as owner/model"
         )
     return {"local_files_only": local, "trust_remote_code": trust_remote_code}
+
+
+@contextmanager
+def loading(what: str, path: str | Path) -> Iterator[None]:
+    """A ValueError for what the block cannot read: it names the damaged file where there is one."""
+    try:
+        yield
+    except Exception as error:  # each reader raises its own kind, tokenizers `Exception` itself
+        if fault := damage(path):
+            raise ValueError(fault) from error
+        if isinstance(error, OSError | ValueError | SafetensorError):
+            message = f"no {what} could be loaded from {path}: {_first_line(error)}"
+            raise ValueError(message) from error
+        raise
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with a file of the directory `path`, and what to do; None: all can be read."""
+    if not Path(path).is_dir():
+        return None
+    weights = next((kind for kind in WEIGHTS if list(Path(path).glob(f"*{kind}"))), None)
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix not in (weights, ".json", ".model") or not file.is_file():
+            continue
+        with file.open("rb") as content:
+            first = content.read(len(LFS_POINTER))
+        if first == LFS_POINTER:
+            return (
+                f"{file} is a git-LFS pointer, not the file that it stands for: run "
+                f"`git lfs pull` in {file.parent}, or download the file again"
+            )
+        if cause := _broken(file, first):
+            return f"{file} is damaged or cut short ({cause}): copy or download it again"
+    return None
+
+
+def _broken(file: Path, first: bytes) -> str | None:
+    """Why `file`, which begins with `first`, cannot be read; None where it can or is not known."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt"):
+                return None
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        return _first_line(error)
+    is_cut = not first or (first.startswith(b"PK") and not zipfile.is_zipfile(file))
+    return "its end is missing" if file.suffix == ".bin" and is_cut else None
 
 
 def _first_line(error: Exception) -> str:

@@ -163,9 +163,12 @@ def _logits(
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
-    """Slices of rows whose float32 logits fit CHUNK_BYTES."""
+    """Slices of rows whose float32 logits fit CHUNK_BYTES.
+
+    An empty one where there is no row: gradients are zeros then, not None, as on other ranks.
+    """
     rows = _chunk_rows(hidden_ND, weight_VD)
-    return [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
+    return [slice(start, start + rows) for start in range(0, max(1, len(hidden_ND)), rows)]
 
 
 def _chunk_rows(hidden_ND: Tensor, weight_VD: Tensor) -> int:

@@ -65,6 +65,27 @@ class PackedRows:
         return ids_BL.to(self.ids_N.device), mask_BL.to(self.ids_N.device)
 
 
+def response_rows(
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[np.ndarray],
+    device: torch.device | str = "cpu",
+) -> tuple[PackedRows, Tensor, Tensor]:
+    """(rows of prompt + response without its last token, index_N, targets_N) for a forward pass.
+
+    index_N: int64, the positions in the rows that predict targets_N, the response tokens end to
+    end: the last ones of each row. Without a response the rows are one token that predicts nothing.
+    """
+    inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
+    rows = PackedRows.of(inputs or [np.zeros(1)], device)
+    ends = rows.starts[1 : len(responses) + 1]
+    index = [np.arange(end - len(r), end) for end, r in zip(ends, responses, strict=True)]
+    none = np.empty(0, np.int64)
+    index_N, targets_N = (
+        torch.from_numpy(np.concatenate([none, *parts])).to(device) for parts in (index, responses)
+    )
+    return rows, index_N, targets_N
+
+
 def use_packing(model: Any) -> None:
     """Let `hidden_states` run `model` over rows end to end, where that gives what padding gives.
 

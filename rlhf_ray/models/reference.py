@@ -10,9 +10,10 @@ import torch
 from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.schemas import ref_columns, views
 from rlhf_ray.models.actor_critic import Actor, check_head
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import cast_parameters, compute_dtype, load_causal_lm
 from rlhf_ray.models.norms import use_short_norms
-from rlhf_ray.models.packing import PackedRows, packs, use_packing
+from rlhf_ray.models.packing import packs, response_rows, use_packing
 
 # Of one forward pass.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -21,7 +22,7 @@ MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 class ReferenceModel:
     """The causal language model at `path`, with parameters in `dtype` and softmax in float32.
 
-    device None: a GPU where this process has one. ValueError where `path` holds no such model.
+    device None: see `device_here`. ValueError where `path` holds no such model.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class ReferenceModel:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device or device_here()
         model = load_causal_lm(path, trust_remote_code=trust_remote_code)
-        self._actor = Actor(model).to(self._device).eval()
+        self._actor = Actor(model).eval()
         check_head(self._actor)
         use_short_norms(model)
         use_packing(model)
-        cast_parameters(self._actor, compute_dtype(dtype, self._device))
+        # Cast here first: of a large model float32 may not fit where bfloat16 does.
+        cast_parameters(self._actor, compute_dtype(dtype, self._device)).to(self._device)
         self._temperature = temperature
 
     def logprobs(self, rollouts: pa.Table) -> pa.Table:
@@ -57,23 +59,15 @@ class ReferenceModel:
     def _of_rows(
         self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
         budget = MICRO_BATCH_TOKENS[torch.device(self._device).type]
-        result: list[np.ndarray] = [np.empty(0, np.float32)] * len(inputs)
+        result: list[np.ndarray] = [np.empty(0, np.float32)] * len(responses)
         packed = packs(self._actor.model.base_model)
-        lengths = [len(row) for row in inputs]
+        lengths = [len(p) + len(r) - 1 for p, r in zip(prompts, responses, strict=True)]
         for batch in token_budget_batches(lengths, budget, packed=packed):
-            rows = PackedRows.of([inputs[i] for i in batch], self._device)
-            spans = zip(rows.starts[1:], [len(responses[i]) for i in batch], strict=True)
-            index = np.concatenate([np.arange(last - length, last) for last, length in spans])
-            targets = np.concatenate([responses[i] for i in batch]).astype(np.int64)
-            output = self._actor(
-                rows,
-                torch.from_numpy(index).to(self._device),
-                torch.from_numpy(targets).to(self._device),
-                temperature=self._temperature,
-            )
-            ends = np.cumsum([len(responses[i]) for i in batch])[:-1]
+            mine = [responses[i] for i in batch]
+            passed = response_rows([prompts[i] for i in batch], mine, self._device)
+            output = self._actor(*passed, temperature=self._temperature)
+            ends = np.cumsum([len(response) for response in mine])[:-1]
             parts = np.split(output.logprobs_N.float().cpu().numpy(), ends)
             for i, part in zip(batch, parts, strict=True):
                 result[i] = part

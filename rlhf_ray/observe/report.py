@@ -14,7 +14,9 @@ from typing import Any
 
 import jinja2
 
+from rlhf_ray.files import write_text
 from rlhf_ray.observe.charts import Series, line_chart, stacked_bars
+from rlhf_ray.observe.keys import TIMES
 from rlhf_ray.observe.metrics import Phase, read_metrics
 from rlhf_ray.observe.samples import before_after
 from rlhf_ray.observe.tables import facts, headlines
@@ -128,8 +130,6 @@ SECTIONS: Sequence[tuple[str, Phase, Sequence[Plot]]] = (
     ("SFT", "sft", _SFT),
 )
 
-TIMES = ("generate", "score", "fetch", "update", "publish", "checkpoint", "evaluate")
-
 
 def write_report(run_dir: Path) -> Path:
     """Render `report.html` into a run's directory, and return its path.
@@ -156,7 +156,7 @@ def write_report(run_dir: Path) -> Path:
         last=_last_values(rows),
     )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -3,7 +3,6 @@
 Columns: prompt_id, prompt, response, score, gold, kl, tokens, finish_reason, `score/<component>`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rlhf_ray.files import replacing
 
 Split = Literal["step", "heldout"]
 
@@ -56,10 +57,8 @@ def write_samples(
         gold = table.schema.get_field_index("gold")
         table = table.set_column(gold, "gold", table["gold"].cast(pa.float64()))
     path = Path(run_dir) / "rollouts" / f"{split}-{step:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    pq.write_table(table, aside, compression="zstd")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
     return path
 
 

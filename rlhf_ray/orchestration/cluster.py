@@ -106,9 +106,14 @@ class Cluster:
 
     # What the loop calls
 
+    @property
+    def over(self) -> bool:
+        """All iterations are done, a stop was asked for, or the policy is as far as it may be."""
+        return self._far or self._stopped or self.step >= self.config.ppo.iterations
+
     def steps(self) -> Iterator[int]:
         """The steps still to do; goes back by itself after a return to a checkpoint."""
-        while not self._over:
+        while not self.over:
             self.persist(
                 lambda: self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
             )
@@ -148,7 +153,7 @@ class Cluster:
         if self._far:
             limit = self.config.ppo.kl_limit
             self._log(f"responses are {kl:.2f} nats away, ppo.kl_limit is {limit:g}: the run ends")
-        return self._over
+        return self.over
 
     def checkpoint(self, score: float | None) -> float:
         """Write the state, when it is due; the seconds it took.
@@ -157,7 +162,7 @@ class Cluster:
         """
         began = time.monotonic()
         done = self.step
-        if done % self.config.checkpoint.every == 0 or self._over:
+        if done % self.config.checkpoint.every == 0 or self.over:
             self._write_checkpoint(score)
         if done > self._furthest:
             self._furthest, self._losses = done, 0
@@ -188,11 +193,6 @@ class Cluster:
         self._steering.measured(iteration)
 
     # Inside
-
-    @property
-    def _over(self) -> bool:
-        """All iterations are done, a stop was asked for, or the policy is as far as it may be."""
-        return self._far or self._stopped or self.step >= self.config.ppo.iterations
 
     @property
     def _far(self) -> bool:

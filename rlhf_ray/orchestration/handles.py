@@ -1,15 +1,14 @@
 """Generators as Ray actors, each in a placement group of its own."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from rlhf_ray.actors.generator import GeneratorActor, GeneratorSpec, Order
-from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.generators.registry import BACKENDS
-from rlhf_ray.orchestration.placement import place_for, within
+from rlhf_ray.orchestration.placement import lacking, place_for, within
 from rlhf_ray.orchestration.pool import MOST_DEPTH, Published
 from rlhf_ray.orchestration.shares import Share
 
@@ -26,6 +25,7 @@ class RayGenerator:
         self, name: str, born: int, spec: GeneratorSpec, share: Share, threads: int, run: str
     ) -> None:
         self._group = place_for(share, born)
+        environment = BACKENDS[spec.backend].environment(threads) | share.environment()
         self._actor = (
             ray.remote(GeneratorActor)
             .options(
@@ -35,7 +35,7 @@ class RayGenerator:
                 max_task_retries=0,
                 max_concurrency=CALLS_AT_ONCE,
                 scheduling_strategy=within(self._group),
-                runtime_env={"env_vars": BACKENDS[spec.backend].environment(threads)},
+                runtime_env={"env_vars": environment},
             )
             .remote(name, spec)
         )
@@ -57,9 +57,13 @@ class RayGenerator:
         table, meta = self._actor.generate.options(num_returns=2).remote(order)
         return table, meta
 
-    def abort(self, keys: Sequence[RolloutKey]) -> Any:
-        """Resolves when the rollouts are forgotten."""
-        return self._actor.abort.remote(list(keys))
+    def void(self, incarnation: int) -> Any:
+        """Resolves when what was ordered before `incarnation` is forgotten."""
+        return self._actor.void.remote(incarnation)
+
+    def lacking(self) -> str:
+        """What there is no room for; "" where it has its place."""
+        return lacking(self._group)
 
     def rest(self) -> Any:
         """Resolves once it has given its GPU's memory up."""

@@ -16,7 +16,7 @@ from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import reserve, within
 from rlhf_ray.orchestration.pool import Published
-from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
 from rlhf_ray.orchestration.shares import Share
 
 ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
@@ -48,7 +48,7 @@ class Rank:
 
 
 class LearnerGroup:
-    """All ranks; every call goes to all of them and returns what rank 0 says."""
+    """All ranks; every call goes to all of them. Each but `create` may raise LearnersLost."""
 
     def __init__(
         self,
@@ -95,7 +95,9 @@ class LearnerGroup:
                     max_restarts=0,
                     max_task_retries=0,
                     scheduling_strategy=within(self._placement, rank),
-                    runtime_env={"env_vars": torch_environment(threads)},
+                    runtime_env={
+                        "env_vars": torch_environment(threads) | self._share.environment()
+                    },
                 ).remote(rank, self._size, self._spec),
             )
             for rank in range(self._size)
@@ -182,24 +184,22 @@ class LearnerGroup:
 
     def _gather(self, refs: list[Any], what: str, timeout: float) -> list[Any]:
         names = [rank.name for rank in self._ranks]
-        try:
-            return self._reactor.results(refs, who=names, what=what, timeout=timeout)
-        except (RayActorError, Late) as error:
+        outcomes = self._reactor.outcomes(refs, who=names, what=what, timeout=timeout)
+        error = error_of(outcomes)
+        if isinstance(error, (RayActorError, Late)):
             raise LearnersLost(f"the learner group was lost in `{what}`: {error}") from error
-        except RuntimeError as error:
-            if self._all_alive():
-                raise
+        if isinstance(error, RuntimeError) and not self._all_alive():
             raise LearnersLost(f"a rank was lost in `{what}`: {error}") from error
+        if error is not None:
+            raise error
+        return [outcome.value for outcome in outcomes if outcome]
 
     def _all_alive(self) -> bool:
         """Whether every rank answers: of a dead one the others may hear first, by a broken line."""
-        calls = [rank.actor.address.remote() for rank in self._ranks]
+        calls = [rank.actor.beat.remote() for rank in self._ranks]
         names = [rank.name for rank in self._ranks]
-        try:
-            self._reactor.results(calls, who=names, what="answer", timeout=ANSWER_TIMEOUT)
-        except (RayActorError, Late):
-            return False
-        return True
+        answers = self._reactor.outcomes(calls, who=names, what="answer", timeout=ANSWER_TIMEOUT)
+        return error_of(answers) is None
 
     def _listen(self, now: float) -> None:
         for rank in self._ranks:

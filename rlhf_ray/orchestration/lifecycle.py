@@ -72,6 +72,7 @@ class Life:
     state: State = State.STARTING
     version: Version | None = None
     last_heard: float = field(default=0.0)
+    serves_since: float = float("inf")
 
     def __post_init__(self) -> None:
         self.last_heard = self.born
@@ -80,38 +81,45 @@ class Life:
         """Follow one transition."""
         self.state = after(self.state, event)
 
+    def loaded(self, now: float) -> None:
+        """It holds the current version."""
+        self.happen(Event.LOADED)
+        self.serves_since = min(self.serves_since, now)
+
+    def served(self, now: float) -> float:
+        """Seconds since it first held a version; 0 where it never did."""
+        return max(0.0, now - self.serves_since)
+
     def heard(self, now: float) -> None:
         """It was alive at `now`, by a heartbeat or by what it delivered."""
         self.last_heard = max(self.last_heard, now)
 
-    def is_silent(self, now: float, *, start_timeout: float, heartbeat_timeout: float) -> bool:
-        """Whether it has said nothing for too long for the state it is in."""
-        if self.state in (State.SUSPECT, State.DEAD):
+    def is_silent(self, now: float, *, after: float) -> bool:
+        """Whether it has said nothing for too long. A start has a deadline of its own."""
+        if self.state in (State.STARTING, State.SUSPECT, State.DEAD):
             return False
-        limit = start_timeout if self.state is State.STARTING else heartbeat_timeout
-        return now - self.last_heard > limit
+        return now - self.last_heard > after
 
 
 @dataclass
 class RestartBudget:
-    """How soon a dead generator is replaced: doubling delays, back to none after a quiet time.
+    """How soon a dead generator is replaced: doubling delays, back to none where it served long.
 
-    limit: deaths in a row after which no more are made and the run goes on with fewer.
-    total, last_error: how often it died in all, and of what.
+    quiet: seconds of serving after which a death is the first again. limit: deaths in a row after
+    which no more are made and the run goes on with fewer. total, last_error: how often it died in
+    all, and of what.
     """
 
     first_delay: float = 1.0
     quiet: float = 120.0
     limit: int = 8
     deaths: int = 0
-    last_death: float = float("-inf")
     total: int = 0
     last_error: str = ""
 
-    def died(self, now: float) -> float | None:
+    def died(self, now: float, *, served: float) -> float | None:
         """Note a death; the earliest time to make another, or None when the budget is spent."""
-        self.deaths = 1 if now - self.last_death > self.quiet else self.deaths + 1
-        self.last_death = now
+        self.deaths = 1 if served > self.quiet else self.deaths + 1
         self.total += 1
         if self.deaths > self.limit:
             return None

@@ -1,6 +1,6 @@
 """One generator as the driver sees it: its life, its handle, what is under way; and its place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,20 +22,24 @@ class Published:
 
 
 class Handle(Protocol):
-    """One generator, as the pool sees it; every call returns a reference at once."""
+    """One generator, as the pool sees it; every call returns a reference at once.
+
+    void: forget what was ordered before this incarnation. lacking: what it has no room for, or "".
+    """
 
     def ready(self) -> Any: ...
     def beat(self) -> Any: ...
     def load(self, published: Published) -> Any: ...
     def generate(self, order: Order) -> tuple[Any, Any]: ...
-    def abort(self, keys: Sequence[Any]) -> Any: ...
+    def void(self, incarnation: int) -> Any: ...
     def rest(self) -> Any: ...
+    def lacking(self) -> str: ...
     def kill(self) -> None: ...
 
 
 @dataclass
 class Member:
-    """One generator. loading: the version under way; recalled: an abort is under way.
+    """One generator. loading: the version under way. resting, recalled: so is that call.
 
     done: shards that it has committed.
     """
@@ -45,10 +49,16 @@ class Member:
     budget: RestartBudget
     leases: dict[int, Lease] = field(default_factory=dict)
     beating: bool = False
+    resting: bool = False
     recalled: bool = False
     loading: Version | None = None
     done: int = 0
     vitals: Vitals | None = None
+
+    @property
+    def engine_waits(self) -> bool:
+        """Whether its engine has a call that it takes no step in."""
+        return self.resting or self.loading is not None
 
     def standing(self) -> Standing:
         """As status.py shows it."""
@@ -84,9 +94,9 @@ class Places:
         self._vacant.clear()
         self.given_up = 0
 
-    def vacate(self, budget: RestartBudget, now: float) -> bool:
+    def vacate(self, budget: RestartBudget, now: float, *, served: float) -> bool:
         """The generator of a place died; False where its budget is spent: it is given up."""
-        again = budget.died(now)
+        again = budget.died(now, served=served)
         if again is None:
             self.given_up += 1
             return False

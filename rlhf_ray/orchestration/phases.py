@@ -1,57 +1,88 @@
-"""Running a training phase (a generator of progress rows) as one Ray task that streams its rows."""
+"""Training phases (generators of progress rows) as Ray tasks that stream their rows."""
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.learners.group import set_up_torch
-from rlhf_ray.orchestration.reactor import first_line
+from rlhf_ray.orchestration.placement import lacking, place_for, within
+from rlhf_ray.orchestration.reactor import cause_of, first_line
 from rlhf_ray.orchestration.shares import Share
 from rlhf_ray.orchestration.watchdog import STALL_AFTER
 
 Row = dict[str, Any]
+Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments, keyword arguments
 ROW_TIMEOUT = 3600.0  # seconds between two rows: some steps, or one pass over what is set apart
+ROOM_AFTER = 5.0  # seconds without room after which that is said
 
 
-def stream(
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One call: its place among the calls, and what it reserves."""
+
+    place: int
+    group: PlacementGroup
+
+
+def run_phases(
     phase: Callable[..., Iterator[Row]],
-    *args: Any,
+    calls: Sequence[Call],
+    *,
     share: Share,
     threads: int,
     name: str,
+    start_timeout: float,
     log: Callable[[str], None],
-) -> Iterator[Row]:
-    """The rows that `phase(*args)` yields, computed where Ray has room for `share`.
+    environment: Callable[[int], dict[str, str]] = torch_environment,
+) -> Iterator[tuple[int, Row]]:
+    """(place of the call, row) as `phase` yields rows; as many calls at a time as have room.
 
-    Raises what the phase raised; ChildProcessError, naming it, where its process died; TimeoutError
-    where it stalls.
+    Each has a `share` to itself. Several divide the `threads` of a node, and reserve a CPU for
+    each, so that none waits for another's; environment: of a process with so many.
+    Raises what the phase raised, after Ray's error with its traceback; ChildProcessError, naming
+    it, where its process died; ValueError where none finds room in `start_timeout` seconds;
+    TimeoutError where all stall. The others end with it.
     """
-    # One call a worker: its memory goes back before the next phase starts.
-    task = ray.remote(max_calls=1)(set_up(phase)).options(
-        name=name,
-        num_returns="streaming",
-        **share.options(),
-        max_retries=0,
-        runtime_env={"env_vars": torch_environment(threads)},
-    )
-    rows = task.remote(*args)
+    if not calls:
+        return
+    threads = max(1, threads // len(calls))
+    if len(calls) > 1:
+        share = replace(share, cpus=max(threads, share.cpus))
+    running: dict[Any, Running] = {}
     try:
-        while True:
-            _wait(rows, name, log)
-            try:
-                ref = next(rows)
-            except StopIteration:
-                return
-            yield ray.get(ref, timeout=ROW_TIMEOUT)
+        for place, (args, kwargs) in enumerate(calls):
+            group = place_for(share, place)
+            # One call a worker: its memory goes back before the next phase starts.
+            task = ray.remote(max_calls=1)(phase).options(
+                name=name if len(calls) == 1 else f"{name} {place}",
+                num_returns="streaming",
+                max_retries=0,
+                scheduling_strategy=within(group),
+                runtime_env={"env_vars": environment(threads) | share.environment()},
+                **share.options(),
+            )
+            running[task.remote(*args, **kwargs)] = Running(place, group)
+        while running:
+            for rows in _ready(running, name, start_timeout, log):
+                try:
+                    ref = next(rows)
+                except StopIteration:
+                    ray.util.remove_placement_group(running.pop(rows).group)
+                    continue
+                yield running[rows].place, ray.get(ref, timeout=ROW_TIMEOUT)
     except RayTaskError as error:
-        raise error.cause from None
+        raise cause_of(error)  # noqa: B904 (it has the cause that it should)
     except RayError as error:
         raise died(name, error) from error
+    finally:
+        _end(running)
 
 
 def set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
@@ -73,15 +104,37 @@ def died(name: str, error: RayError) -> ChildProcessError:
     )
 
 
-def _wait(rows: Any, name: str, log: Callable[[str], None]) -> None:
-    """Return when there is a row, or the end; says so where that takes long."""
-    began = time.monotonic()
-    named = STALL_AFTER
-    while not ray.wait([rows], timeout=min(named, STALL_AFTER), fetch_local=False)[0]:
-        waited = time.monotonic() - began
-        if waited > ROW_TIMEOUT:
-            ray.cancel(rows, force=True)
+def _ready(
+    running: Mapping[Any, Running], name: str, start_timeout: float, log: Callable[[str], None]
+) -> list[Any]:
+    """Those that have a row or have ended, at least one; says so where that takes long."""
+    began, named = time.monotonic(), 0.0
+    look = min(ROOM_AFTER, start_timeout)
+    while True:
+        ready, _ = ray.wait(list(running), timeout=look, fetch_local=False)
+        if ready:
+            return ready
+        waited, lack = time.monotonic() - began, _lack(running)
+        if lack and waited >= start_timeout:
+            raise ValueError(f"{name} was not placed in {waited:.0f} s: {lack}")
+        if waited >= ROW_TIMEOUT:
             raise TimeoutError(f"{name} gave no row in {waited:.0f} s: it is taken for stalled")
-        if waited >= named:
-            log(f"waiting for {name}: its next row for {waited:.0f} s")
-            named = 2 * waited
+        if waited >= max(2 * named, look if lack else STALL_AFTER):
+            named = waited
+            what = f"room for {waited:.0f} s; {lack}" if lack else f"a row for {waited:.0f} s"
+            log(f"waiting for {name}: {what}")
+
+
+def _lack(running: Mapping[Any, Running]) -> str:
+    """What all of them have no room for; "" where one has its place."""
+    lacks = [lacking(one.group) for one in running.values()]
+    return lacks[0] if all(lacks) else ""
+
+
+def _end(running: Mapping[Any, Running]) -> None:
+    """End those that still run, and give back what they reserve."""
+    if not ray.is_initialized():  # asking now would start a Ray anew
+        return
+    for rows, one in running.items():
+        ray.cancel(rows, force=True)
+        ray.util.remove_placement_group(one.group)

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import (
 
 from rlhf_ray.config import Config
 from rlhf_ray.orchestration.plan import Plan, plan
-from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.reactor import Late, Reactor, error_of
 from rlhf_ray.orchestration.shares import Node, Share
 
 
@@ -73,16 +73,31 @@ def reserve(
     """
     target = target if strategy == "STRICT_PACK" else None
     group = placement_group(bundles, strategy=strategy, _soft_target_node_id=target)
-    try:
-        reactor.result(group.ready(), who=who, what="placement", timeout=timeout)
-    except TimeoutError:
+    outcomes = reactor.outcomes([group.ready()], who=[who], what="placement", timeout=timeout)
+    error = error_of(outcomes)
+    if isinstance(error, Late):
+        lack = lacking(group)
         ray.util.remove_placement_group(group)
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
-        raise ValueError(
-            f"{who} needs {bundles} and was not placed in {timeout:.0f} s; free now: {free}. "
-            f"Stop what else uses the cluster, or lower what the run asks for"
-        ) from None
+        raise ValueError(f"{who} was not placed in {timeout:.0f} s: {lack}")
+    if error is not None:
+        raise error
     return group
+
+
+def lacking(group: PlacementGroup) -> str:
+    """What a placement group waits for; "" where it is placed."""
+    if ray.util.placement_group_table(group)["state"] == "CREATED":  # `wait(0)` says no too often
+        return ""
+    return room_for(group.bundle_specs)
+
+
+def room_for(bundles: list[dict[str, float]]) -> str:
+    """What somebody who waits for room is to know."""
+    free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+    return (
+        f"it needs {bundles}, and free now are {free}. "
+        f"Stop what else uses the cluster, or lower what the run asks for"
+    )
 
 
 def within(group: PlacementGroup, bundle: int = 0) -> PlacementGroupSchedulingStrategy:

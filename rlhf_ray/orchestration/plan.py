@@ -73,24 +73,41 @@ def plan(cluster: Cluster, nodes: Sequence[Node], *, tensor_parallel: int = 1) -
     """Shares and places for `cluster` on `nodes`; a generator is one of `tensor_parallel` GPUs.
 
     Raises ValueError where it does not fit and the cluster does not grow by itself, saying what is
-    asked, what there is, and what would fit.
+    asked, what there is, and what would fit; for GPUs of a generator that are not its engine's; and
+    where two learner ranks could be on one GPU.
     """
+    _check_gpus(cluster, tensor_parallel)
     made = _place(_with_shares(cluster, nodes, tensor_parallel))
     if (stuck := _stuck(made)) and not cluster.autoscaling:
         raise ValueError(_misfit(cluster, made, stuck, tensor_parallel))
     return made
 
 
+def _check_gpus(cluster: Cluster, tensor_parallel: int) -> None:
+    given, ranks = cluster.generator_gpus, cluster.learners
+    if tensor_parallel > 1 and given not in (None, 0, tensor_parallel):
+        raise ValueError(
+            f"--cluster.generator-gpus is {given:g}, and an engine of --rollout.tensor-parallel "
+            f"{tensor_parallel} has as many GPUs, whole: leave the first out"
+        )
+    if ranks > 1 and 0 < (cluster.learner_gpus or 0) <= 0.5:
+        raise ValueError(
+            f"--cluster.learner-gpus is {cluster.learner_gpus:g}: two of {ranks} learner ranks "
+            f"could be on one GPU, which NCCL refuses. Give more than 0.5, 0 for ranks on CPUs, or "
+            f"--cluster.learners 1"
+        )
+
+
 def _with_shares(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) -> Plan:
-    whole, small = cluster.generators + cluster.learners, cluster.scorers * SCORER_ROLES
+    generators, small = cluster.generators, cluster.scorers * SCORER_ROLES
     gpus = int(sum(node.gpus for node in nodes))
     if tensor_parallel > 1:  # engines of several GPUs have them whole; the others share the rest
-        rest = max(1, gpus - cluster.generators * tensor_parallel)
-        default, scorer_default = gpu_shares(cluster.learners, small, rest)
-        generator_default = float(tensor_parallel)
+        taken = 0 if cluster.generator_gpus == 0 else generators * tensor_parallel
+        rest = max(min(1, gpus), gpus - taken)
+        learner, _, scorer = gpu_shares(cluster.learners, 0, small, rest)
+        generator = float(tensor_parallel)
     else:
-        default, scorer_default = gpu_shares(whole, small, gpus)
-        generator_default = default
+        learner, generator, scorer = gpu_shares(cluster.learners, generators, small, gpus)
 
     def share(role: str, cpus: float, asked: float | None, fallback: float) -> Share:
         pin = role if cluster.role_resources else None
@@ -103,11 +120,9 @@ def _with_shares(cluster: Cluster, nodes: Sequence[Node], tensor_parallel: int) 
             "--cluster.threads, the cores of a node"
         )
     return Plan(
-        generator=share(
-            GENERATOR, cluster.generator_cpus, cluster.generator_gpus, generator_default
-        ),
-        learner=share(LEARNER, cluster.learner_cpus, cluster.learner_gpus, default),
-        scorer=share(SCORER, cluster.scorer_cpus, cluster.scorer_gpus, scorer_default),
+        generator=share(GENERATOR, cluster.generator_cpus, cluster.generator_gpus, generator),
+        learner=share(LEARNER, cluster.learner_cpus, cluster.learner_gpus, learner),
+        scorer=share(SCORER, cluster.scorer_cpus, cluster.scorer_gpus, scorer),
         generators=cluster.generators,
         learners=cluster.learners,
         scorers=cluster.scorers,
@@ -170,14 +185,16 @@ def _misfit(cluster: Cluster, made: Plan, stuck: str, tensor_parallel: int) -> s
     for name, asked in made.total().items():
         have = sum(node.gpus if name == "GPU" else node.cpus for node in nodes)
         if asked > have + 1e-9:
-            fault = f"the run asks for {asked:g} {name} and the cluster has {have:g}"
+            fault = f"the run asks for {round(asked, 2):g} {name} and the cluster has {have:g}"
             break
     else:
         fault = f"the {stuck} do not all find room, whole, on {_nodes(len(nodes))}"
     ways = [*_smaller(cluster, nodes, tensor_parallel), *_larger(cluster, nodes, tensor_parallel)]
     fits = f"It would fit with {', or with '.join(ways)}. " if ways else ""
+    alone = made.learners > 1 and made.learner.gpus
+    own = "Each learner rank needs a GPU of its own, or --cluster.learner-gpus 0. " if alone else ""
     return (
-        f"{fault}: {'; '.join(made.asked())}. {fits}Or lower --cluster.generators, "
+        f"{fault}: {'; '.join(made.asked())}. {own}{fits}Or lower --cluster.generators, "
         f"--cluster.learners or the roles' --cluster.*-cpus and --cluster.*-gpus; on a cluster "
         f"that grows by itself give --cluster.autoscaling"
     )

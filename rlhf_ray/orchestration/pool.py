@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import RayError
 
 from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.generator import Order, ShardMeta
-from rlhf_ray.data.ids import RolloutKey
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
 from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
 from rlhf_ray.orchestration.reactor import Outcome, Reactor, first_line
+from rlhf_ray.weights.object_store import VersionGone
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
@@ -38,10 +38,14 @@ class PoolSettings:
     heartbeat_timeout: float
 
 
+class Unplaced(RuntimeError):
+    """There was no room for a generator in time."""
+
+
 class GeneratorPool:
     """All generators of a run.
 
-    spawn: makes a generator and returns its handle. order_of: the prompts of some rollouts.
+    spawn: makes a generator and returns its handle. order_of: what it is to generate for a lease.
     on_commit(lease, table reference, meta): a shard was committed.
     """
 
@@ -51,7 +55,7 @@ class GeneratorPool:
         ledger: Ledger,
         *,
         spawn: Callable[[str], Handle],
-        order_of: Callable[[tuple[RolloutKey, ...]], Order],
+        order_of: Callable[[Lease], Order],
         on_commit: Callable[[Lease, Any, ShardMeta], None],
         settings: PoolSettings,
         log: Callable[[str], None],
@@ -101,9 +105,10 @@ class GeneratorPool:
         awake = {name: m for name, m in self._members.items() if m.life.version is not None}
 
         def settled(name: str, outcome: Outcome) -> None:
-            del awake[name]  # a fault shows in its heartbeats too
+            awake.pop(name).resting = False  # a fault shows in its heartbeats too
 
         for name, member in list(awake.items()):
+            member.resting = True
             self._reactor.when(
                 member.handle.rest(),
                 partial(settled, name),
@@ -163,11 +168,7 @@ class GeneratorPool:
             if member.life.state is State.DRAINING and not member.leases:
                 member.life.happen(Event.DRAINED)
                 self._remove(member)
-            elif member.life.is_silent(
-                now,
-                start_timeout=self._settings.start_timeout,
-                heartbeat_timeout=self._settings.heartbeat_timeout,
-            ):
+            elif member.life.is_silent(now, after=self._settings.heartbeat_timeout):
                 self._condemn(member, f"silent for {now - member.life.last_heard:.0f} s")
         counted = [m for m in self._members.values() if m.life.state is not State.DRAINING]
         target = self.wanted - self._places.given_up
@@ -191,7 +192,8 @@ class GeneratorPool:
 
     def _on_ready(self, member: Member, outcome: Outcome) -> None:
         if outcome.error is not None:
-            self._died(member, outcome.error)
+            lacking = member.handle.lacking()
+            self._died(member, Unplaced(lacking) if lacking else outcome.error)
             return
         member.vitals = outcome.value
         member.life.heard(self._reactor.clock())
@@ -216,8 +218,8 @@ class GeneratorPool:
         )
 
     def _on_loaded(self, member: Member, outcome: Outcome) -> None:
-        if isinstance(outcome.error, ObjectLostError):
-            member.loading = None  # gone with the learners' node: the next version is on its way
+        if isinstance(outcome.error, VersionGone):
+            member.loading = None  # with the learners, whose next version is on its way
             self._log(f"{member.life.name}: a version is gone; it waits for the next")
             return
         if outcome.error is not None:
@@ -231,7 +233,7 @@ class GeneratorPool:
         if outcome.value != self._published.version:
             self._load(member)
             return
-        member.life.happen(Event.LOADED)
+        member.life.loaded(self._reactor.clock())
         self._roomy[member.life.name] = member
         if first and self._served:
             seconds = self._reactor.clock() - member.life.born
@@ -242,14 +244,14 @@ class GeneratorPool:
         """Have it forget all that it works on; it loads nothing before that is done."""
         if not member.leases:
             return
-        keys = [key for lease in member.leases.values() for key in lease.keys]
+        assert self._published is not None, "nothing is voided before it is published"
         self._take_back(member)
         member.recalled = True
         self._reactor.when(
-            member.handle.abort(keys),
+            member.handle.void(self._published.version.incarnation),
             partial(self._on_recalled, member),
             who=member.life.name,
-            what="abort",
+            what="void",
             timeout=ABORT_TIMEOUT,
         )
 
@@ -282,7 +284,7 @@ class GeneratorPool:
 
     def _order(self, member: Member, lease: Lease) -> None:
         member.leases[lease.lease_id] = lease
-        table, meta = member.handle.generate(self._order_of(lease.keys))
+        table, meta = member.handle.generate(self._order_of(lease))
         self._reactor.when(
             meta,
             partial(self._on_shard, member, lease, table),
@@ -329,12 +331,13 @@ class GeneratorPool:
             self._died(member, outcome.error)
             return
         member.vitals = outcome.value
-        member.life.heard(self._reactor.clock() - outcome.value.silent_s)
+        silent = 0.0 if member.engine_waits else outcome.value.silent_s
+        member.life.heard(self._reactor.clock() - silent)
 
     def _condemn(self, member: Member, why: str) -> None:
         draining = member.life.state is State.DRAINING
         member.life.happen(Event.SILENT)
-        self._died(member, TimeoutError(f"{member.life.name}: {why}"), draining=draining)
+        self._died(member, TimeoutError(why), draining=draining)
 
     def _died(self, member: Member, error: Exception, *, draining: bool = False) -> None:
         """Take its leases back and forget it; another is made when the budget allows."""
@@ -347,10 +350,11 @@ class GeneratorPool:
             return
         if not self._served and not isinstance(error, (TimeoutError, RayError)):
             raise ValueError(f"no generator could be started: {error}") from error
+        now = self._reactor.clock()
         self.restarts += 1
         self._log(f"{member.life.name} died ({first_line(error)}); its shards go to others")
         member.budget.last_error = first_line(error)
-        if self._places.vacate(member.budget, self._reactor.clock()):
+        if self._places.vacate(member.budget, now, served=member.life.served(now)):
             return
         left = self.wanted - self._places.given_up
         self._log(f"{member.budget.deaths} deaths in a row: going on with {left} generators")

@@ -5,8 +5,9 @@ all others (dispatch, scores, heartbeats, scaling), because every wait runs thro
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic functions run again
 EXPIRE_EVERY = 0.1  # seconds between looks at the deadlines
+AWAY = 1.0  # seconds between two pumps after which the driver was not looking
 
 
 class Late(TimeoutError):
@@ -61,7 +63,11 @@ def ray_wait(refs: Sequence[Any], timeout: float) -> list[Any]:
 
 
 class Reactor:
-    """Waits for remote calls and runs what follows from each. Clock and wait can be simulated."""
+    """Waits for remote calls and runs what follows from each. Clock and wait can be simulated.
+
+    Its time stands still while the driver is away (it writes a file, say): nobody is late, or
+    silent, for an answer that was not looked for.
+    """
 
     def __init__(
         self,
@@ -70,11 +76,15 @@ class Reactor:
         wait: Callable[[Sequence[Any], float], list[Any]] = ray_wait,
         get: Callable[[Any], Any] = ray.get,
     ) -> None:
-        self.clock = clock
-        self._wait, self._get = wait, get
+        self._clock, self._wait, self._get = clock, wait, get
+        self._left, self._away = clock(), 0.0
         self._waits: dict[Any, Wait] = {}
         self._periodic: list[Periodic] = []
         self.every(EXPIRE_EVERY, self._expire)
+
+    def clock(self) -> float:
+        """Seconds, without those in which the driver was away."""
+        return self._clock() - self._away
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Run `call(now)` every `seconds`, whatever the driver waits for."""
@@ -98,36 +108,33 @@ class Reactor:
         """Stop waiting for anything that `who` owes."""
         self._waits = {ref: wait for ref, wait in self._waits.items() if wait.who != who}
 
-    def result(self, ref: Any, *, who: str, what: str, timeout: float) -> Any:
-        """The value of `ref`, serving everything else meanwhile. Raises what the call raised."""
-        box: list[Outcome] = []
-        self.when(ref, box.append, who=who, what=what, timeout=timeout)
-        self.pump_until(lambda: bool(box))
-        if box[0].error is not None:
-            raise box[0].error
-        return box[0].value
+    def outcomes(
+        self, refs: Sequence[Any], *, who: Sequence[str], what: str, timeout: float
+    ) -> list[Outcome | None]:
+        """How `refs`, asked of `who`, one each, ended; None for those that had not at an error.
+
+        Raises none of theirs: what it raises is of another's call that was served meanwhile.
+        """
+        ended: dict[int, Outcome] = {}
+        for i, ref in enumerate(refs):
+            self.when(ref, partial(ended.__setitem__, i), who=who[i], what=what, timeout=timeout)
+        self.pump_until(lambda: len(ended) == len(refs) or error_of(ended.values()) is not None)
+        for ref in refs:
+            self._waits.pop(ref, None)
+        return [ended.get(i) for i in range(len(refs))]
 
     def results(
         self, refs: Sequence[Any], *, who: Sequence[str], what: str, timeout: float
     ) -> list[Any]:
-        """The values of `refs`, in order, asked of `who`, one each.
+        """The values of `refs`, in order, asked of `who`, one each. Raises the first error."""
+        outcomes = self.outcomes(refs, who=who, what=what, timeout=timeout)
+        if error := error_of(outcomes):
+            raise error
+        return [outcome.value for outcome in outcomes if outcome]
 
-        The first error ends the wait, for the others too.
-        """
-        boxes: list[Outcome | None] = [None] * len(refs)
-        for i, ref in enumerate(refs):
-
-            def put(outcome: Outcome, i: int = i) -> None:
-                boxes[i] = outcome
-
-            self.when(ref, put, who=who[i], what=what, timeout=timeout)
-        self.pump_until(lambda: all(boxes) or any(box and box.error for box in boxes))
-        for box in boxes:
-            if box is not None and box.error is not None:
-                for ref in refs:
-                    self._waits.pop(ref, None)
-                raise box.error
-        return [box.value for box in boxes if box is not None]
+    def result(self, ref: Any, *, who: str, what: str, timeout: float) -> Any:
+        """The value of `ref`, serving everything else meanwhile. Raises what the call raised."""
+        return self.results([ref], who=[who], what=what, timeout=timeout)[0]
 
     def pump_until(self, done: Callable[[], bool]) -> None:
         """Serve everything until `done()`."""
@@ -136,6 +143,8 @@ class Reactor:
 
     def pump(self, timeout: float) -> None:
         """Serve what is ready now, else wait up to `timeout` seconds for something to be."""
+        away = self._clock() - self._left
+        self._away += away if away > AWAY else 0.0
         now = self.clock()
         for periodic in self._periodic:
             if now >= periodic.due:
@@ -143,6 +152,7 @@ class Reactor:
                 periodic.call(now)
         for ref in self._wait(list(self._waits), timeout):
             self._settle(ref)
+        self._left = self._clock()
 
     def oldest(self) -> list[Wait]:
         """What is waited for, longest first: where a stalled run stands."""
@@ -155,7 +165,7 @@ class Reactor:
         try:
             outcome = Outcome(value=self._get(ref))
         except RayError as error:
-            outcome = Outcome(error=_cause(error))
+            outcome = Outcome(error=cause_of(error))
         wait.then(outcome)
 
     def _expire(self, now: float) -> None:
@@ -167,12 +177,17 @@ class Reactor:
                 wait.then(Outcome(error=Late(late)))
 
 
-def _cause(error: RayError) -> Exception:
+def cause_of(error: RayError) -> Exception:
     """The exception that a remote function raised, itself, after Ray's with its traceback."""
     if not isinstance(error, RayTaskError) or not isinstance(error.cause, Exception):
         return error
     error.cause.__cause__ = error
     return error.cause
+
+
+def error_of(outcomes: Iterable[Outcome | None]) -> Exception | None:
+    """The first error among them."""
+    return next((outcome.error for outcome in outcomes if outcome and outcome.error), None)
 
 
 def first_line(error: Exception) -> str:

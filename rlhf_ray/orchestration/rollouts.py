@@ -98,9 +98,14 @@ class RolloutService:
         self._open(key, range(min(prompts, len(self._prompts[split]))), 1)
         return self._take(key, lambda shards: [])
 
-    def order_of(self, keys: tuple[RolloutKey, ...]) -> Order:
-        """The prompts of some rollouts."""
-        return Order(keys, tuple(self._prompts[k.split][k.prompt_id].token_ids for k in keys))
+    def order_of(self, lease: Lease) -> Order:
+        """What a lease is for, with its prompts."""
+        prompts = (self._prompts[key.split][key.prompt_id] for key in lease.keys)
+        return Order(
+            lease.keys,
+            tuple(prompt.token_ids for prompt in prompts),
+            lease.version.incarnation,
+        )
 
     def on_commit(self, lease: Lease, table: Any, meta: ShardMeta) -> None:
         """A shard is committed: have it scored while others are still being generated."""

@@ -12,8 +12,8 @@ from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor, ScorerSpec
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.placement import near
-from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
+from rlhf_ray.orchestration.placement import near, room_for
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
 from rlhf_ray.orchestration.shares import Share
 
 BEAT_EVERY = 2.0
@@ -28,13 +28,14 @@ ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 class Scorer:
     """One scorer. Ray restarts it; a restart shows by the process that answers.
 
-    beating: a heartbeat is under way.
+    beating: a heartbeat is under way. ended: how often it was ended from here.
     """
 
     name: str
     role: str
     actor: Any
     work: int = 0
+    ended: int = 0
     restarts: int = 0
     last_error: str = ""
     presence: Presence | None = None
@@ -45,12 +46,14 @@ class Scorer:
         """It answered, from this process."""
         if self.presence is not None and presence.pid != self.presence.pid:
             self.restarts += 1
-            self.last_error = self.last_error or f"process {self.presence.pid} ended"
+            if not self.starting:  # else it was ended from here, and why is noted
+                self.last_error = f"process {self.presence.pid} ended"
         self.presence, self.starting = presence, False
 
     def restart(self, why: str) -> None:
         """End its process; Ray makes another, and does what it owed again."""
         self.last_error, self.starting = why, True
+        self.ended += 1
         ray.kill(self.actor, no_restart=False)
 
     def standing(self) -> Standing:
@@ -86,14 +89,14 @@ class ScorerPools:
         silent_after: float,
         log: Callable[[str], None],
     ) -> None:
-        self._silent_after = silent_after
+        self._silent_after, self._share = silent_after, share
         self._unreached: list[Callable[[], None]] = []
         reactor.every(BEAT_EVERY, self._listen)
         reactor.every(AGAIN_AFTER, self._ask_again)
         self._reactor, self._log, self._gold = reactor, log, spec.reward.gold
         self.calibration: Any = None
         # Both kinds score a shard at the same time, so they share the threads.
-        env = {"env_vars": torch_environment(max(1, threads // len(ROLES)))}
+        env = {"env_vars": torch_environment(max(1, threads // len(ROLES))) | share.environment()}
 
         def make(role: str, index: int, place: int) -> Scorer:
             name = f"{role}-{index}"
@@ -115,14 +118,20 @@ class ScorerPools:
     def wait_ready(self, timeout: float) -> None:
         """Return when every scorer has loaded; raises what keeps one from it."""
         scorers = self._all()
-        here = self._reactor.results(
+        outcomes = self._reactor.outcomes(
             [scorer.actor.ready.remote() for scorer in scorers],
             who=[scorer.name for scorer in scorers],
             what="start",
             timeout=timeout,
         )
-        for scorer, presence in zip(scorers, here, strict=True):
-            scorer.heard(presence)
+        error = error_of(outcomes)
+        if isinstance(error, Late):
+            raise TimeoutError(f"{error}: {room_for([self._share.bundle()])}") from error
+        if error is not None:
+            raise error
+        for scorer, outcome in zip(scorers, outcomes, strict=True):
+            if outcome:
+                scorer.heard(outcome.value)
 
     def score(
         self,
@@ -155,19 +164,19 @@ class ScorerPools:
         scorer, left = self._pools["reward"][0], DESCRIBED
         began = self._reactor.clock()
         while True:
-            call = scorer.actor.describe.remote(shards, limit)
-            try:
-                return self._reactor.result(call, who=scorer.name, what=what, timeout=timeout)
-            except Late as late:
-                self._give_up_on(scorer, late)
+            call, ended = scorer.actor.describe.remote(shards, limit), scorer.ended
+            outcomes = self._reactor.outcomes([call], who=[scorer.name], what=what, timeout=timeout)
+            error = error_of(outcomes)
+            if isinstance(error, Late) and left > 1:
                 left -= 1
-                if not left:
-                    raise
-            except ActorUnavailableError:
-                if not self._may_ask_again(began):
-                    raise
+                self._give_up_on(scorer, ended, error)
+            elif isinstance(error, ActorUnavailableError) and self._may_ask_again(began):
                 again = self._reactor.clock() + AGAIN_AFTER
                 self._reactor.pump_until(partial(self._is_past, again))
+            elif error is not None:
+                raise error
+            else:
+                return [sample for outcome in outcomes if outcome for sample in outcome.value]
 
     def standing(self) -> list[Standing]:
         """Every scorer."""
@@ -199,12 +208,12 @@ class ScorerPools:
         scorer = min(self._pools[role], key=lambda scorer: scorer.work)
         began = self._reactor.clock() if began is None else began
         columns, answer = scorer.actor.score.options(num_returns=2).remote(*args)
-        scorer.work += 1
+        scorer.work, ended = scorer.work + 1, scorer.ended
 
         def settle(outcome: Outcome) -> None:
             scorer.work -= 1
             if isinstance(outcome.error, Late) and tries > 0:
-                self._give_up_on(scorer, outcome.error)
+                self._give_up_on(scorer, ended, outcome.error)
                 self._score(role, args, what, timeout, then, tries - 1)
                 return
             if isinstance(outcome.error, ActorUnavailableError) and self._may_ask_again(began):
@@ -236,19 +245,21 @@ class ScorerPools:
             scorer.beating = True
             self._reactor.when(
                 scorer.actor.beat.remote(),
-                partial(self._on_beat, scorer),
+                partial(self._on_beat, scorer, scorer.ended),
                 who=scorer.name,
                 what="heartbeat",
                 timeout=self._silent_after,
             )
 
-    def _on_beat(self, scorer: Scorer, outcome: Outcome) -> None:
+    def _on_beat(self, scorer: Scorer, ended: int, outcome: Outcome) -> None:
         scorer.beating = False
         if outcome.error is None:
             scorer.heard(outcome.value)
         elif isinstance(outcome.error, Late):
-            self._give_up_on(scorer, outcome.error)
+            self._give_up_on(scorer, ended, outcome.error)
 
-    def _give_up_on(self, scorer: Scorer, late: Late) -> None:
-        self._log(f"{late}; it is started anew")
-        scorer.restart(str(late))
+    def _give_up_on(self, scorer: Scorer, ended: int, late: Late) -> None:
+        """Start it anew, unless that was done since it was asked (`ended` is of then)."""
+        if scorer.ended == ended:
+            self._log(f"{late}; it is started anew")
+            scorer.restart(str(late))

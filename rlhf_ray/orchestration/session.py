@@ -1,11 +1,14 @@
 """Ray itself: join the cluster that is up, or start one on this machine."""
 
 import os
+import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants, services
 
 from rlhf_ray.actors.control import NAMESPACE
 
@@ -34,19 +37,24 @@ def use_token() -> None:
 def ray_session() -> Iterator[None]:
     """Ray for the block. RAY_ADDRESS, or a Ray on this machine, is joined; else one is started.
 
-    Workers see this process's working directory first: a user's `module:function` is found there.
+    One that is started listens on 127.0.0.1 alone. Workers see this process's working directory
+    first: a user's `module:function` is found there.
     """
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {"PYTHONPATH": path, **QUIET}
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     use_token()
-    ray.init(
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": env},
-    )
+    try:
+        with _on_loopback() if _found() in (None, "local") else nullcontext():
+            ray.init(
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": env},
+            )
+    except ConnectionError as error:
+        raise ValueError(why_not_joined(error)) from None
     try:
         yield
     finally:
@@ -58,15 +66,65 @@ def join_session() -> Iterator[None]:
     """The Ray that is up, for the block. ValueError where there is none."""
     use_token()
     try:
-        ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        raise ValueError(
-            "no Ray is up on this machine: start one (make cluster), or name it in RAY_ADDRESS"
-        ) from None
+        with _on_loopback() if _is_a_runs_own(_found("auto")) else nullcontext():
+            ray.init(
+                address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
+            )
+    except ConnectionError as error:
+        raise ValueError(why_not_joined(error)) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def why_not_joined(error: ConnectionError) -> str:
+    """What Ray's error means: it says the same of a Ray that is away and of one that refuses."""
+    named = re.search(r"Failed to connect to Ray cluster at (\S+):(\d+)", str(error))
+    if "Could not find any" in str(error):
+        return "no Ray is up on this machine: start one (make cluster), or name it in RAY_ADDRESS"
+    if named is None:
+        return str(error)
+    address = f"{named[1]}:{named[2]}"
+    try:
+        socket.create_connection((named[1], int(named[2])), timeout=5).close()
+    except OSError:
+        return f"no Ray answers at {address}: start one (make cluster), or correct RAY_ADDRESS"
+    if "RAY_AUTH_TOKEN" in os.environ:
+        sent = "the token in RAY_AUTH_TOKEN"
+    else:
+        sent = f"the token in {TOKEN}" if TOKEN.is_file() else f"a call without token (no {TOKEN})"
+    return (
+        f"the Ray at {address} refuses {sent}: it was started with another; name the file that "
+        f"holds its token in RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def _found(address: str | None = None) -> str | None:
+    """The Ray that `ray.init` would join; None or "local": it would start one."""
+    services.find_gcs_addresses.cache_clear()
+    return services.get_ray_address_from_environment(address, None)
+
+
+def _is_a_runs_own(address: str | None) -> bool:
+    """Whether `ray_session` started that Ray, for `ray start` tells others the host's address."""
+    named = os.environ.get("RAY_ADDRESS")
+    return not named and address is not None and address.startswith("127.0.0.1:")
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have this node be 127.0.0.1 to a Ray that is started or joined in the block.
+
+    Ray takes that as `_node_ip_address` for a mistake, and puts another in its place. It does so by
+    itself where RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0, which it reads once, at import: hence the
+    private names. Its own commands find such a Ray with that variable alone.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def session_dir() -> Path:

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_ray.models.device import GPUS
+
 # Custom resources that a node offers where roles are kept apart (`cluster.role_resources`): each
 # role's actors take a crumb of their own, so a group of nodes grows with its role alone.
 GENERATOR, LEARNER, SCORER = "rlhf_generator", "rlhf_learner", "rlhf_scorer"
@@ -42,6 +44,14 @@ class Share:
     def options(self) -> dict[str, Any]:
         """As options of a Ray actor or task."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": self._pinned()}
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the actor's process, beside its engine's; Ray's `env_vars`.
+
+        Ray hides no GPU from an actor that reserves none: it would compute on the first.
+        """
+        hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        return {GPUS: f"{self.gpus:g}"} | hidden
 
     def _pinned(self) -> dict[str, float]:
         return {self.pin: CRUMB} if self.pin else {}
@@ -111,22 +121,32 @@ class Room:
         return sorted(room, key=lambda i: self.gpus[i])[:wanted]
 
 
-def gpu_shares(whole: int, small: int, gpus: int) -> tuple[float, float]:
-    """GPUs for each of `whole` generators and learner ranks, and for each of `small` scorers.
+def gpu_shares(
+    learners: int, generators: int, scorers: int, gpus: int
+) -> tuple[float, float, float]:
+    """GPUs for each learner rank, each generator and each scorer.
 
     Every actor finds room whatever the order in which Ray places them, each on the fullest GPU that
-    has room. With GPUs to spare the scorers share those; with just one for each of the others they
-    all fit beside any of them, and no two of the others share one; else all are equal.
+    has room, and no two ranks share one: NCCL refuses that. With GPUs to spare the scorers share
+    those; with just one for each of the others they all fit beside any of them. With fewer, one
+    rank shares like all the rest; several have a GPU each, and the rest share what is left, or all
+    fit beside any rank. Where ranks outnumber GPUs there is no room for all.
     """
+    whole, rest = learners + generators, generators + scorers
     if gpus == 0:
-        return 0.0, 0.0
-    if whole < gpus:
-        shares = 1.0, min(0.5, 1 / math.ceil(small / (gpus - whole)))
+        shares = 0.0, 0.0, 0.0
+    elif whole < gpus:
+        shares = 1.0, 1.0, min(0.5, 1 / math.ceil(scorers / (gpus - whole)))
     elif whole == gpus:
-        shares = 0.6, 0.4 / small
+        shares = 0.6, 0.6, 0.4 / scorers
+    elif learners == 1:
+        shares = (1 / math.ceil((1 + rest) / gpus),) * 3
+    elif learners < gpus:
+        shares = 1.0, *(1 / math.ceil(rest / (gpus - learners)),) * 2
     else:
-        shares = (1 / math.ceil((whole + small) / gpus),) * 2
-    return _floor(shares[0]), _floor(shares[1])
+        shares = 0.6, 0.4 / rest, 0.4 / rest
+    learner, generator, scorer = map(_floor, shares)
+    return learner, generator, scorer
 
 
 def _floor(share: float) -> float:

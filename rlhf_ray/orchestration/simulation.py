@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
 from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, stable_hash
@@ -76,20 +76,32 @@ class World:
         until = self.now + timeout
         waited = set(refs)
         while not (ready := self._ready_of(waited)) and self.now < until:
-            if self._events and self._events[0][0] <= until:
-                self.now, _, call = heapq.heappop(self._events)
-                call()
-            else:
-                self.now = until
+            self._happen(until)
         self.host_seconds += time.thread_time() - began
         return ready
 
+    def away(self, seconds: float) -> None:
+        """Time passes, and nobody looks."""
+        until = self.now + seconds
+        while self.now < until:
+            self._happen(until)
+
     def get(self, ref: SimRef) -> Any:
-        """The value of a fulfilled reference; raises its error."""
+        """The value of a fulfilled reference; raises its error as Ray does."""
         assert ref.fulfilled, "get before wait said that it is ready"
-        if ref.error is not None:
+        if isinstance(ref.error, RayError):
             raise ref.error
+        if ref.error is not None:
+            raise RayTaskError("simulated", "", ref.error)
         return ref.value
+
+    def _happen(self, until: float) -> None:
+        """The next event, or `until` where none is before."""
+        if self._events and self._events[0][0] <= until:
+            self.now, _, call = heapq.heappop(self._events)
+            call()
+        else:
+            self.now = until
 
     def _ready_of(self, waited: set[SimRef]) -> list[SimRef]:
         """What is fulfilled and waited for; what was abandoned is forgotten, so memory is flat."""
@@ -116,8 +128,9 @@ class Pace:
 class Faults:
     """What goes wrong. mean_life: seconds between the faults of one generator.
 
-    A fault is a death, an engine that wedges (its process answers), or a process that is stopped.
-    slow_beat: share of heartbeats that take `slow_beat_s`. bad_start: share of starts that fail.
+    A fault is a death, an engine that wedges (its process answers), a process that is stopped, or
+    the loss of a shard in hand, of which nobody is told. slow_beat: share of heartbeats that take
+    `slow_beat_s`. bad_start: share of starts that fail.
     """
 
     mean_life: float = NEVER
@@ -149,7 +162,7 @@ class _Work:
 class SimGenerator:
     """A generator as the pool's `Handle`, and what is to be known of it afterwards.
 
-    working: seconds with a shard in hand. alive: seconds since it was ready, None before.
+    working: seconds with a shard in hand.
     """
 
     def __init__(self, world: World, name: str, pace: Pace, faults: Faults, seed: int) -> None:
@@ -159,8 +172,9 @@ class SimGenerator:
         self._refs: set[SimRef] = set()
         self._work: list[_Work] = []
         self._dead, self._stopped_at, self._wedged_at = False, NEVER, NEVER
+        self._loads_since = NEVER
         self._marked = world.now
-        self.born, self.ready_at, self.ended_at = world.now, NEVER, NEVER
+        self.ready_at, self.ended_at = NEVER, NEVER
         self.version: Version | None = None
         self.working = 0.0
 
@@ -180,9 +194,10 @@ class SimGenerator:
 
     def load(self, published: Published) -> SimRef:
         """Take up a version between two steps; what is on its way is later by that much."""
+        self._loads_since = self._world.now
 
         def loaded() -> Version:
-            self.version = published.version
+            self.version, self._loads_since = published.version, NEVER
             return published.version
 
         seconds = self._random.uniform(0.8, 1.5) * self._pace.load
@@ -206,16 +221,19 @@ class SimGenerator:
         self._world.host_seconds += time.thread_time() - began
         return SimRef(), ref
 
-    def abort(self, keys: Sequence[RolloutKey]) -> SimRef:
-        """Forget the shards that hold any of these."""
-        gone = set(keys)
+    def void(self, incarnation: int) -> SimRef:
+        """Forget what was ordered before."""
         self._mark()
-        self._work = [work for work in self._work if gone.isdisjoint(work.order.keys)]
+        self._work = [work for work in self._work if work.order.incarnation >= incarnation]
         return self._call(self._pace.beat, lambda: None)
 
     def rest(self) -> SimRef:
         """It has no GPU to give up."""
         return self._call(self._pace.beat, lambda: None)
+
+    def lacking(self) -> str:
+        """It has room."""
+        return ""
 
     def kill(self) -> None:
         """End it; nobody waits for it any more."""
@@ -243,11 +261,12 @@ class SimGenerator:
         self.ready_at = self._marked = self._world.now
         if self._faults.mean_life < NEVER:
             life = self._random.expovariate(1 / self._faults.mean_life)
-            self._world.after(life, self._random.choice([self._die, self._wedge, self._stop]))
+            faults = [self._die, self._wedge, self._stop, self._forget]
+            self._world.after(life, self._random.choice(faults))
         return self._vitals()
 
     def _vitals(self) -> Vitals:
-        silent = max(0.0, self._world.now - self._wedged_at)
+        silent = max(0.0, self._world.now - min(self._wedged_at, self._loads_since))
         return Vitals(silent, len(self._work), 0, self.version, 0, "simulated")
 
     def _finish(self, work: _Work) -> None:
@@ -272,6 +291,10 @@ class SimGenerator:
     def _wedge(self) -> None:
         self._mark()
         self._wedged_at = self._world.now
+
+    def _forget(self) -> None:
+        self._mark()
+        del self._work[:1]
 
     def _stop(self) -> None:
         self._mark()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import RewardSource
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.ensemble import read_ensemble
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.rewards.classifier import ClassifierReward
@@ -83,7 +83,7 @@ def build(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> CombinedReward:
-    """`config.reward.sources`, loaded and started. device None: a GPU where this process has one.
+    """`config.reward.sources`, loaded and started. device None: see `device_here`.
 
     ValueError: no source at all, a model that is missing or does not fit, a function that cannot be
     imported. Nothing that was started stays then.
@@ -93,7 +93,7 @@ def build(
             "there is no reward: reward.sources is empty and the run has no reward model; give "
             "data.preferences to train one, or a source, for example a function of your own"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or device_here()
     compute = Compute(
         dtype=compute_dtype(dtype, device),
         device=device,

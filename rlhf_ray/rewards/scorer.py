@@ -13,6 +13,7 @@ import torch
 from rlhf_ray.config import Dtype
 from rlhf_ray.data.chat import ChatTemplate, Messages, render
 from rlhf_ray.data.tokenise import tokenise_pairs
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.ensemble import first_member, read_ensemble
 from rlhf_ray.models.loading import compute_dtype, load_tokenizer
 from rlhf_ray.models.reward_model import Calibration, calibrate, read_calibration
@@ -42,7 +43,7 @@ class Scorer:
         trust_remote_code: bool = False,
     ) -> None:
         self.path = Path(path)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or device_here()
         compute = Compute(
             dtype=compute_dtype(dtype, device),
             device=device,

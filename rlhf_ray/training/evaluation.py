@@ -1,4 +1,4 @@
-"""Held-out evaluation: what a set of sampled responses says about a policy. Pure Python."""
+"""Held-out evaluation: what a set of sampled responses says about a policy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,12 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
+import torch
+
+from rlhf_ray.models import reward_model
 from rlhf_ray.models.reward_model import Calibration
+
+Rows = Sequence[Mapping[str, Any]]  # of RewardActor.describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,9 @@ class Evaluation:
         return found if self.gold is None else found | {"heldout/gold": self.gold}
 
 
-def evaluate(samples: Sequence[Mapping[str, Any]], calibration: Calibration) -> Evaluation:
-    """Summarise samples (rows of RewardActor.describe); neither clipped nor penalised."""
-    scores = [(row["reward"] - calibration.mean) / calibration.std for row in samples]
+def evaluate(samples: Rows, calibration: Calibration) -> Evaluation:
+    """Summarise samples, one at least; neither clipped nor penalised."""
+    scores = scores_of(samples, calibration)
     gold = [row["gold"] for row in samples if "gold" in row]
     return Evaluation(
         score=fmean(scores),
@@ -50,16 +55,35 @@ def evaluate(samples: Sequence[Mapping[str, Any]], calibration: Calibration) -> 
     )
 
 
-def calibrate(samples: Sequence[Mapping[str, Any]]) -> Calibration:
-    """Mean and deviation of the reference policy's rewards. ValueError for constant ones."""
-    rewards = [row["reward"] for row in samples]
-    std = pstdev(rewards)
-    if not std > 0:
+def scores_of(samples: Rows, calibration: Calibration) -> list[float]:
+    """Their calibrated rewards."""
+    return calibration(_rewards(samples)).tolist()
+
+
+def calibrate(samples: Rows) -> Calibration:
+    """Mean and deviation of the reference policy's rewards. ValueError where all are equal."""
+    if not samples:
+        raise ValueError(all_dropped("of the reference policy"))
+    rewards = _rewards(samples)
+    try:
+        return reward_model.calibrate(rewards)
+    except ValueError:
         raise ValueError(
-            f"the reward gives {rewards[0]:.4g} to all {len(rewards)} responses of the reference "
-            f"policy: there is nothing to learn from. Check the reward's sources"
-        )
-    return Calibration(mean=fmean(rewards), std=std, samples=len(rewards))
+            f"the reward gives {float(rewards[0]):.4g} to all {len(rewards)} responses of the "
+            f"reference policy: there is nothing to learn from. Check the reward's sources"
+        ) from None
+
+
+def all_dropped(which: str) -> str:
+    """What to tell where no response has a score."""
+    return (
+        f"the reward dropped all responses {which}: look at its function, or at `on_error` of its "
+        f"source"
+    )
+
+
+def _rewards(samples: Rows) -> torch.Tensor:
+    return torch.tensor([row["reward"] for row in samples], dtype=torch.float64)
 
 
 def distinct_bigrams(rows: Sequence[Sequence[int]]) -> float:

@@ -2,6 +2,7 @@
 
 from rlhf_ray.observe.gauges import Gauges
 from rlhf_ray.orchestration.cluster import Cluster
+from rlhf_ray.orchestration.lifecycle import State
 from rlhf_ray.orchestration.members import Member
 
 EVERY = 2.0  # seconds
@@ -15,11 +16,12 @@ class Live:
         self._known: set[tuple[str, str]] = set()
 
     def update(self, now: float) -> None:
-        """Set everything as it stands. An actor that is gone is in state `gone`."""
+        """Set everything as it stands; who has ended since the last call is forgotten."""
         cluster, gauges = self._cluster, self._gauges
+        members = cluster.pool.members()
         here = set()
         for one in [
-            *cluster.pool.standing(),
+            *(member.standing() for member in members),
             *cluster.scorers.standing(),
             *cluster.learners.standing(),
         ]:
@@ -27,15 +29,15 @@ class Live:
             gauges.state(one.role, one.name, one.state)
             gauges.set("ppo", {"actor/restarts": one.restarts}, role=one.role, actor=one.name)
         for role, name in self._known - here:
-            gauges.state(role, name, "gone")
-            if role == "generator":
-                gauges.set("ppo", NOTHING_IN_HAND, role=role, actor=name)
-        self._known |= here
-        for member in cluster.pool.members():
+            gauges.forget(role, name)
+        self._known = here
+        for member in members:
             metrics = self._of(member, now)
             gauges.set("ppo", metrics, role="generator", actor=member.life.name)
         run = {
-            "progress/of": cluster.config.ppo.iterations,
+            "progress/step": cluster.step,
+            "progress/of": cluster.step if cluster.over else cluster.config.ppo.iterations,
+            "generators/restarts": cluster.pool.restarts,
             "queue/pending": cluster.ledger.pending(),
             "weights/bytes": cluster.pool.published_bytes(),
         }
@@ -43,21 +45,18 @@ class Live:
         gauges.refresh()
 
     def _of(self, member: Member, now: float) -> dict[str, float]:
-        vitals, version = member.vitals, member.life.version
+        life, vitals = member.life, member.vitals
         metrics = {
             "generator/shards": float(len(member.leases)),
             "generator/idle": float(not member.leases),
-            "generator/silent_s": max(0.0, now - member.life.last_heard),
         }
-        if version is not None:
-            metrics["generator/version"] = version.step
-            metrics["generator/lag"] = max(0, self._cluster.version.step - version.step)
+        if life.state is not State.STARTING:  # nothing is heard of one before it is up
+            metrics["generator/silent_s"] = max(0.0, now - life.last_heard)
+        if life.version is not None:
+            metrics["generator/version"] = life.version.step
+            metrics["generator/lag"] = max(0, self._cluster.version.step - life.version.step)
         if vitals is not None:
             metrics["generator/in_flight"] = vitals.in_flight
             metrics["generator/tokens"] = vitals.tokens
             metrics["generator/load_s"] = vitals.load_s
         return metrics
-
-
-NOTHING_IN_HAND = {"generator/shards": 0.0, "generator/in_flight": 0.0, "generator/idle": 0.0}
-NOTHING_IN_HAND |= {"generator/lag": 0.0, "generator/silent_s": 0.0}

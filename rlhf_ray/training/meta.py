@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algos.metarm import difference_objective, meta_gradient
-from rlhf_ray.config import MetaRM
-from rlhf_ray.data.chat import ChatTemplate
+from rlhf_ray.config import Data, MetaRM
 from rlhf_ray.data.samples import load_samples
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.training.ranked_data import scores_of
@@ -42,10 +41,19 @@ def read_samples(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    chat_template: ChatTemplate = "auto",
+    data: Data,
 ) -> SampleRows:
-    """The samples of a file, tokenised as ranked lists are. ValueError where it holds none."""
-    samples = load_samples(path, tokenizer, chat_template=chat_template)
+    """The samples of a file, tokenised as ranked lists are. ValueError where it holds none.
+
+    data: how rows are read.
+    """
+    samples = load_samples(
+        path,
+        tokenizer,
+        chat_template=data.chat_template,
+        on_bad_row=data.on_bad_row,
+        prompt_column=data.prompt_column,
+    )
     sizes = [len(one.responses) for one in samples]
     rows = tokenise_pairs(
         tokenizer,

@@ -1,19 +1,19 @@
 """Directories that are there whole or not at all."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from rlhf_ray.files import sync
 
 
 @contextmanager
 def written_aside(out_dir: str | Path) -> Iterator[Path]:
     """A directory beside `out_dir` to write to; it takes its place when the block ends well.
 
-    What was at `out_dir` stays until then. Files are flushed to disk before the name changes.
+    What was at `out_dir` stays until then. All is on the disk before the name changes.
     """
     out_dir = Path(out_dir).absolute()
     aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
@@ -21,23 +21,11 @@ def written_aside(out_dir: str | Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        _flush(aside)
+        for path in (aside, *aside.rglob("*")):
+            sync(path)
         _replace(aside, out_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """`value` as indented JSON; NaN is refused, for it is not JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def _flush(directory: Path) -> None:
-    for file in directory.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
 
 
 def _replace(aside: Path, out_dir: Path) -> None:
@@ -47,4 +35,5 @@ def _replace(aside: Path, out_dir: Path) -> None:
     if out_dir.exists():
         out_dir.rename(old)
     aside.rename(out_dir)
+    sync(out_dir.parent)
     shutil.rmtree(old, ignore_errors=True)

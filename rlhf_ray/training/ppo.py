@@ -110,9 +110,17 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             run=config.run.name,
             tensor_parallel=config.rollout.tensor_parallel,
             sleeps=config.rollout.sleep,
+            eager=config.rollout.eager,
             weights_by=config.cluster.weights_by,
         ),
-        scorer=ScorerSpec(start.policy, start.reward, config.model.dtype, temperature, trust),
+        scorer=ScorerSpec(
+            policy_path=start.policy,
+            reward=start.reward,
+            dtype=config.model.dtype,
+            temperature=temperature,
+            trust_remote_code=trust,
+            shares_gpu=config.rollout.sleep or 0 < plan.scorer.gpus < 1,
+        ),
         learner=LearnerSpec(
             ppo=config.ppo,
             policy_path=start.policy,
@@ -124,6 +132,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             probes=_probe_sequences(prompts, max_model_len - 2),
             weights_by=config.cluster.weights_by,
             trust_remote_code=trust,
+            shares_gpu=config.rollout.sleep or 0 < plan.learner.gpus < 1,
         ),
     )
 

@@ -1,10 +1,10 @@
 """What a PPO run says to the world: evaluations, metrics, samples, summary."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,17 +12,26 @@ from typing import Any
 from rlhf_ray.algos.kl import negative_kl_alarm
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import CALIBRATION, HELDOUT
+from rlhf_ray.files import write_json
 from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.observe.console import PhaseLine
-from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.observe.keys import TIMES
+from rlhf_ray.observe.metrics import RunLog, read_metrics
 from rlhf_ray.observe.samples import Sample, Split, write_samples
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.rollouts import Batch
-from rlhf_ray.training.evaluation import Evaluation, calibrate, evaluate, kl_efficiency
+from rlhf_ray.training.evaluation import (
+    Evaluation,
+    Rows,
+    all_dropped,
+    calibrate,
+    evaluate,
+    kl_efficiency,
+    scores_of,
+)
 
 CALIBRATION_PROMPTS = 256
 SAMPLES_KEPT = 16
-NOT_A_PHASE = ("time/step", "time/wait_rollouts", "time/fetch")
 
 
 class Record:
@@ -47,8 +56,6 @@ class Record:
         self._checkpoint_seconds = 0.0
         self._reported = 0
         self.score: float | None = None  # on held-out prompts, where the step that runs had them
-        self.phase_seconds: dict[str, float] = {}
-        self.samples_per_s: list[float] = []
 
     # Before the loop
 
@@ -57,7 +64,7 @@ class Record:
         path = self._config.dir / "calibration.json"
         if self._cluster.step == 0:
             found = calibrate(self._cluster.sample(CALIBRATION, 0, CALIBRATION_PROMPTS))
-            _write_json(path, asdict(found))
+            write_json(path, asdict(found))
         self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
         if self._cluster.step == 0:
             self.evaluate(0)
@@ -84,16 +91,13 @@ class Record:
         if done % self._config.evaluate.every and not last:
             return
         samples = self._cluster.sample(HELDOUT, done, self._config.evaluate.prompts)
-        calibration = self._calibration
-        found = evaluate(samples, calibration)
-        _keep_samples(self._config.dir, done, samples, calibration, split="heldout")
-        _write_json(_evaluation_path(self._config.dir, done), asdict(found))
-        self._baseline = self._baseline or found
-        self._latest, self.score = found, found.score
-        self._pending |= found.metrics() | self._efficiency(found)
+        if samples:
+            self._judge(done, samples)
+        elif done:
+            self._tell(f"step {done}: not evaluated, {all_dropped('to held-out prompts')}")
+        else:
+            raise ValueError(all_dropped("to held-out prompts"))
         self._seconds["time/evaluate"] = time.monotonic() - self._mark
-        if done == 0:
-            self._log.write("ppo", 0, found.metrics())
 
     def report(self, step: int, batch: Batch, stats: dict[str, float]) -> None:
         """One row of metrics, some samples, one line of progress."""
@@ -102,9 +106,10 @@ class Record:
         total = time.monotonic() - self._began
         work = total - self._seconds.get("time/evaluate", 0.0)
         row = stats | self._seconds | self._pending
+        elsewhere = batch.generate_seconds + stats["time/fetch"]
         row |= {
             "time/generate": batch.generate_seconds,
-            "time/score": max(0.0, batch.wait_seconds - batch.generate_seconds),
+            "time/score": max(0.0, batch.wait_seconds - elsewhere),
             "time/wait_rollouts": batch.wait_seconds,
             "time/checkpoint": self._checkpoint_seconds,
             "time/step": total,
@@ -115,10 +120,6 @@ class Record:
             "rollouts/mixed_versions": batch.mixed,
             "rollouts/requeued": self._cluster.ledger.counts["requeued"],
         }
-        for name, seconds in row.items():
-            if name.startswith("time/") and name not in NOT_A_PHASE:
-                self.phase_seconds[name[5:]] = self.phase_seconds.get(name[5:], 0.0) + seconds
-        self.samples_per_s.append(row["samples_per_s"])
         self._log.write("ppo", step + 1, row)
         self._reported = step + 1
         if (step + 1) % self._config.evaluate.every == 0:
@@ -134,10 +135,11 @@ class Record:
     # After the loop
 
     def summary(self, *, bad_rows: int, cut_prompts: int) -> dict[str, Any]:
-        """What summary.json says of the PPO phase."""
+        """What summary.json says of the PPO phase: of all its starts, by the rows that stand."""
         before, after = self._baseline, self._latest or self._baseline
         assert before is not None and after is not None
-        counts = self._cluster.ledger.counts
+        counts, rows = self._cluster.ledger.counts, self._iterations()
+        restarts = [row["generators/restarts"] for row in rows]
         return {
             "heldout": {
                 "score_before": before.score,
@@ -153,12 +155,12 @@ class Record:
                 "length_after": after.length,
             },
             "iterations": self._cluster.step,
-            "samples_per_s": median(self.samples_per_s) if self.samples_per_s else None,
-            "phase_seconds": self.phase_seconds,
+            "samples_per_s": median(row["samples_per_s"] for row in rows) if rows else None,
+            "phase_seconds": phase_seconds(rows),
             "rollouts": {
                 name: counts[name] for name in ("committed", "consumed", "requeued", "duplicated")
             },
-            "generator_restarts": self._cluster.pool.restarts,
+            "generator_restarts": over_starts([*restarts, self._cluster.pool.restarts]),
             "bad_rows": bad_rows,
             "cut_prompts": cut_prompts,
         }
@@ -167,12 +169,40 @@ class Record:
     def _calibration(self) -> Calibration:
         return self._cluster.scorers.calibration
 
+    def _iterations(self) -> list[dict[str, Any]]:
+        """The rows of all iterations."""
+        rows = read_metrics(self._config.dir)
+        return [row for row in rows if row["phase"] == "ppo" and row["step"] > 0]
+
+    def _judge(self, done: int, samples: Rows) -> None:
+        """Keep the held-out responses of version `done`, and what they say of it."""
+        found = evaluate(samples, self._calibration)
+        _keep_samples(self._config.dir, done, samples, self._calibration, split="heldout")
+        write_json(_evaluation_path(self._config.dir, done), asdict(found))
+        self._baseline = self._baseline or found
+        self._latest, self.score = found, found.score
+        self._pending |= found.metrics() | self._efficiency(found)
+        if done == 0:
+            self._log.write("ppo", 0, found.metrics())
+
     def _efficiency(self, found: Evaluation) -> dict[str, float]:
         base = self._baseline
         if base is None or not base.score_std or found.kl <= 0:
             return {}
         gain = (found.score - base.score) / base.score_std
         return {"kl/efficiency": kl_efficiency(gain, found.kl)}
+
+
+def phase_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What iterations spent their seconds on."""
+    held = {name: [row.get(f"time/{name}") for row in rows] for name in TIMES}
+    sums = {name: sum(filter(None, seconds)) for name, seconds in held.items()}
+    return {name: total for name, total in sums.items() if total}
+
+
+def over_starts(counts: Iterable[float]) -> int:
+    """What a count has come to that begins at 0 in each start of the run."""
+    return int(sum(b - a if b >= a else b for a, b in pairwise([0, *counts])))
 
 
 def alarm(stats: dict[str, float], responses: int) -> str | None:
@@ -185,7 +215,7 @@ def alarm(stats: dict[str, float], responses: int) -> str | None:
 def _keep_samples(
     directory: Path,
     step: int,
-    rows: Sequence[dict[str, Any]],
+    rows: Rows,
     calibration: Calibration,
     *,
     split: Split,
@@ -195,14 +225,14 @@ def _keep_samples(
             prompt_id=row["prompt_id"],
             prompt=row["prompt"],
             response=row["response"],
-            score=(row["reward"] - calibration.mean) / calibration.std,
+            score=score,
             kl=row["kl"],
             gold=row.get("gold"),
             tokens=row["length"],
             finish_reason=row["finish_reason"],
             components={k[6:]: v for k, v in row.items() if k.startswith("score/")},
         )
-        for row in rows
+        for row, score in zip(rows, scores_of(rows, calibration), strict=True)
     ]
     write_samples(directory, step, samples, split=split)
 
@@ -216,11 +246,3 @@ def _read_evaluation(directory: Path, done: int) -> Evaluation:
     found = sorted(_evaluation_path(directory, done).parent.glob("step-*.json"))
     newest = [path for path in found if path <= _evaluation_path(directory, done)][-1]
     return Evaluation(**json.loads(newest.read_text()))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(aside, path)

@@ -11,13 +11,12 @@ import torch
 
 from rlhf_ray.algos.ensemble import COMBINATIONS, combine_scores
 from rlhf_ray.config import Config
+from rlhf_ray.files import write_json, write_text
 from rlhf_ray.models.ensemble import first_member, member_name, write_ensemble
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import Calibration, calibrate
-from rlhf_ray.orchestration.phases import set_up
+from rlhf_ray.orchestration.phases import run_phases, set_up
 from rlhf_ray.orchestration.plan import Plan
-from rlhf_ray.orchestration.side_by_side import side_by_side
-from rlhf_ray.training.output import write_json
 from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_evaluation import judge
 from rlhf_ray.training.reward_model import (
@@ -40,18 +39,20 @@ def train_ensemble(
     of their mean. Raises ValueError as `train_reward_model` does, and without held-out lists, which
     give the members a common scale.
     """
-    if config.data.heldout_preferences is None and config.data.heldout_fraction == 0:
-        raise ValueError(
-            "an ensemble needs held-out lists, on which its members get a common scale: set "
-            "--data.heldout-fraction 0.1, or give --data.heldout-preferences FILE"
-        )
+    require_heldout(config)
     aside = _aside(config, out)
     missing = [i for i in range(config.rm.members) if not (aside / member_name(i)).is_dir()]
     calls = [((config, base, str(aside / member_name(i))), {"member": i}) for i in missing]
     latest: dict[int, Row] = {}
     row: Row = {}
-    for place, row in side_by_side(
-        set_up(train_reward_model), calls, plan=plan, name=f"rm {config.run.name}", log=log
+    for place, row in run_phases(
+        set_up(train_reward_model),
+        calls,
+        share=plan.learner,
+        threads=plan.threads,
+        name=f"rm {config.run.name}",
+        start_timeout=config.cluster.start_timeout_s,
+        log=log,
     ):
         latest[place] = row
         yield together(row, latest, len(calls))
@@ -63,6 +64,16 @@ def train_ensemble(
     yield last | verdict | {"done": True}
 
 
+def require_heldout(config: Config) -> None:
+    """Raise ValueError where the members of an ensemble would have no lists to be compared on."""
+    alone = config.rm.members == 1
+    if not alone and config.data.heldout_preferences is None and config.data.heldout_fraction == 0:
+        raise ValueError(
+            "an ensemble needs held-out lists, on which its members get a common scale: set "
+            "--data.heldout-fraction 0.1, or give --data.heldout-preferences FILE"
+        )
+
+
 def _aside(config: Config, out: Path) -> Path:
     """Where members wait for each other; those of other settings, or to be replaced, are gone."""
     aside = out.with_name(f".{out.name}.members")
@@ -72,8 +83,7 @@ def _aside(config: Config, out: Path) -> Path:
     )
     if config.run.overwrite or not file.is_file() or file.read_text() != settings:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        file.write_text(settings)
+        write_text(file, settings)
     return aside
 
 

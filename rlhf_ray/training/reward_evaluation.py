@@ -20,8 +20,9 @@ from rlhf_ray.algos.ranking import (
 )
 from rlhf_ray.algos.ranking_metrics import calibration_bins
 from rlhf_ray.data.chat import ChatTemplate
+from rlhf_ray.data.faults import ON_BAD_ROW, OnBadRow
+from rlhf_ray.data.preference_formats import PROMPT
 from rlhf_ray.data.preferences import RankedList, load_lists
-from rlhf_ray.data.rows import OnBadRow
 from rlhf_ray.models.ensemble import first_member
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
@@ -83,13 +84,27 @@ def evaluate_file(
     combine: Combination = "mean",
     chat_template: ChatTemplate = "auto",
     on_bad_row: OnBadRow = "fail",
+    prompt_column: str = PROMPT,
+    flag: str = ON_BAD_ROW,
+    trust_remote_code: bool = False,
 ) -> Verdict:
-    """The verdict of a saved reward model, or of an ensemble, on the lists of a file."""
-    tokenizer = load_tokenizer(first_member(model))
+    """The verdict of a saved reward model, or of an ensemble, on the lists of a file.
+
+    prompt_column, flag: see `load_lists`.
+    """
+    trust = trust_remote_code
+    tokenizer = load_tokenizer(first_member(model), trust_remote_code=trust)
     lists = list(
-        load_lists(path, tokenizer=tokenizer, chat_template=chat_template, on_bad_row=on_bad_row)
+        load_lists(
+            path,
+            tokenizer=tokenizer,
+            chat_template=chat_template,
+            on_bad_row=on_bad_row,
+            prompt_column=prompt_column,
+            flag=flag,
+        )
     )
-    scorer = Scorer(model, combine=combine, chat_template="never")
+    scorer = Scorer(model, combine=combine, chat_template="never", trust_remote_code=trust)
     scores_N = scorer(
         [one.prompt for one in lists for _ in one.responses],
         [text for one in lists for text in one.responses],

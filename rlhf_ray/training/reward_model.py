@@ -22,10 +22,12 @@ from rlhf_ray.data.preferences import (
     load_lists,
     split_lists,
 )
+from rlhf_ray.files import write_json
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import check_length, compute_dtype, load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.training.meta import MetaStep, read_samples
-from rlhf_ray.training.output import write_json, written_aside
+from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.ranked_data import RankedData, score_all, tokenise_lists
 from rlhf_ray.training.reward_evaluation import Verdict, evaluate_lists, judge
 from rlhf_ray.training.reward_step import RewardStep
@@ -42,6 +44,7 @@ class Split:
     train: list[RankedList]
     heldout: list[RankedList]
     bad_rows: int
+    first_bad: str | None = None
     leaked: int = 0
 
 
@@ -81,7 +84,7 @@ def train_reward_model(
         write_json(aside / METRICS_FILE, summary)
         if evaluation is not None:
             write_json(aside / EVALUATION_FILE, evaluation.to_dict())
-    yield row | verdict | counts | {"done": True}
+    yield row | verdict | counts | {"first_bad": split.first_bad, "done": True}
 
 
 class RewardTraining:
@@ -98,7 +101,7 @@ class RewardTraining:
         member: int = 0,
         device: str | None = None,
     ) -> None:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device or device_here())
         settings, seed = config.rm, seed_of(config.run.seed, member)
         torch.manual_seed(seed)  # the model's own dropout
         self._settings, self._seed, self._tokenizer = settings, seed, tokenizer
@@ -162,7 +165,7 @@ class RewardTraining:
             settings.samples,
             self._tokenizer,
             max_tokens=config.rm.max_tokens,
-            chat_template=config.data.chat_template,
+            data=config.data,
         )
         return MetaStep(step, samples, settings, self._seed)
 
@@ -206,14 +209,20 @@ def load_split(config: Config, tokenizer: PreTrainedTokenizerBase | None = None)
             tokenizer=tokenizer,
             chat_template=data.chat_template,
             seed=config.run.seed,
+            prompt_column=data.prompt_column,
         )
 
     found = load(data.preferences)
     if data.heldout_preferences is None:
         train, heldout = split_lists(found, data.heldout_fraction, config.run.seed)
-        return Split(train, heldout, found.bad_rows)
+        return Split(train, heldout, found.bad_rows, found.first_bad)
     given = load(data.heldout_preferences)
-    split = Split(list(found), list(given), found.bad_rows + given.bad_rows)
+    split = Split(
+        list(found),
+        list(given),
+        found.bad_rows + given.bad_rows,
+        found.first_bad or given.first_bad,
+    )
     return split if config.rm.leaks == "allow" else without_leaks(config, split)
 
 

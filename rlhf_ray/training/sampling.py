@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import Version, stable_hash
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.samples import Samples, write_samples
 from rlhf_ray.generators.protocol import Generator, Request, Sampling
-from rlhf_ray.generators.registry import BACKENDS
+from rlhf_ray.generators.registry import BACKENDS, check_installed
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
+from rlhf_ray.orchestration.phases import Call, run_phases
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
-from rlhf_ray.orchestration.side_by_side import Call, side_by_side
 from rlhf_ray.training.engine import context_tokens, weights_dtype
 
 Row = dict[str, Any]
@@ -34,6 +33,7 @@ def sample_to(
     As many generators as `config.cluster.generators` share the prompts. Returns the number of
     responses. Raises ValueError for prompts or a policy that cannot be used.
     """
+    check_installed(config.rollout.backend)
     tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
     chosen = load_prompts(config.data, tokenizer, config.run.seed).train[:prompts]
     parts = [
@@ -49,12 +49,14 @@ def sample_to(
     ]
     texts: dict[int, list[str]] = {}
     with ray_session(), console.phase("sample", len(chosen) * samples) as line:
-        done = [0] * len(calls)
-        for place, row in side_by_side(
+        done, plan = [0] * len(calls), plan_here(config)
+        for place, row in run_phases(
             sample_prompts,
             calls,
-            plan=plan_here(config),
+            share=plan.generator,
+            threads=plan.threads,
             name=f"sample {config.run.name}",
+            start_timeout=config.cluster.start_timeout_s,
             log=console.note,
             environment=BACKENDS[config.rollout.backend].environment,
         ):
@@ -103,16 +105,17 @@ def sample_prompts(
 def make_engine(config: Config, policy: str, eos_token_id: int) -> Generator:
     """The run's kind of generator on the policy as it is. ValueError where the model is shorter."""
     rollout = config.rollout
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return BACKENDS[rollout.backend].make(
         policy,
         sampling=Sampling(
             rollout.temperature, rollout.max_response_tokens, eos_token_id, rollout.ignore_eos
         ),
         version=Version(0, 0),
-        dtype=weights_dtype(config, device),
+        dtype=weights_dtype(config, device_here()),
         max_model_len=context_tokens(config, policy),
         max_num_seqs=rollout.max_in_flight,
         kv_cache_mb=rollout.kv_cache_mb,
         trust_remote_code=config.model.trust_remote_code,
+        tensor_parallel=rollout.tensor_parallel,
+        eager=rollout.eager,
     )

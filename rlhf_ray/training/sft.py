@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
 from rlhf_ray.data.batching import token_budget_batches
+from rlhf_ray.data.faults import BadRows
 from rlhf_ray.data.texts import Text, load_texts, split_texts, with_template
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
 from rlhf_ray.models.logprobs import HeadShape
 from rlhf_ray.models.norms import use_short_norms
@@ -26,7 +28,7 @@ from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.supervised import MasterAdamW, Row, Schedule, StepSums, epochs_of, fill, fit
 
 # Of one forward pass. A larger one leaves the processor's cache.
-MICRO_TOKENS = 2048
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 
 def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None) -> Iterator[Row]:
@@ -39,7 +41,7 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     """
     if config.data.texts is None:
         raise ValueError("SFT needs texts: give --data.texts FILE, or --sft.epochs 0 to skip it")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or device_here())
     text_set = load_texts(
         config.data.texts,
         text_column=config.data.text_column,
@@ -49,7 +51,8 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     train, heldout = split_texts(text_set, config.data.heldout_fraction, config.run.seed)
     tokenizer, model = base_model(config, train)
     template = config.data.chat_template
-    train, heldout = (with_template(part, tokenizer, template) for part in (train, heldout))
+    bad = BadRows(config.data.on_bad_row)
+    train, heldout = (with_template(part, tokenizer, template, bad) for part in (train, heldout))
     check_length(model, config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
@@ -82,7 +85,12 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     with written_aside(out_dir) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    yield row | {"done": True, "bad_rows": text_set.bad_rows, "cut": rows.cut}
+    yield row | {
+        "done": True,
+        "bad_rows": text_set.bad_rows + bad.count,
+        "first_bad": text_set.first_bad or bad.first,
+        "cut": rows.cut,
+    }
 
 
 def base_model(
@@ -145,7 +153,8 @@ def _nll_sum(model: PreTrainedModel, rows: TokenRows, picked: list[int]) -> Tens
 
 
 def _micro_batches(model: PreTrainedModel, lengths: np.ndarray) -> list[list[int]]:
-    return token_budget_batches(lengths, MICRO_TOKENS, packed=packs(model.base_model))
+    budget = MICRO_TOKENS[model.device.type]
+    return token_budget_batches(lengths, budget, packed=packs(model.base_model))
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_tokens: int) -> TokenRows:

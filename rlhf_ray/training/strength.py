@@ -22,11 +22,11 @@ from rlhf_ray.algos.remedies import soft_targets
 from rlhf_ray.config import Config
 from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import PreferenceSet, RankedList, load_lists
+from rlhf_ray.files import write_json
 from rlhf_ray.models.loading import load_tokenizer
-from rlhf_ray.orchestration.phases import set_up
+from rlhf_ray.orchestration.phases import Call, run_phases, set_up
 from rlhf_ray.orchestration.plan import Plan
-from rlhf_ray.orchestration.side_by_side import Call, side_by_side
-from rlhf_ray.training.output import write_json
+from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.reward_model import RewardTraining
 
 PAIRS_FILE, SETTINGS_FILE = "strength.jsonl", "strength.json"
@@ -84,6 +84,7 @@ def read_lists(config: Config, tokenizer: Any = None) -> PreferenceSet:
         tokenizer=tokenizer,
         chat_template=config.data.chat_template,
         seed=config.run.seed,
+        prompt_column=config.data.prompt_column,
     )
 
 
@@ -93,8 +94,14 @@ def measure(
     """Train the M models side by side: (place, row) as they come, last each pair's strength."""
     scores: dict[int, np.ndarray] = {}
     calls: list[Call] = [((config, base, member), {}) for member in range(config.strength.models)]
-    rows = side_by_side(
-        set_up(member_scores), calls, plan=plan, name=f"strength {config.run.name}", log=log
+    rows = run_phases(
+        set_up(member_scores),
+        calls,
+        share=plan.learner,
+        threads=plan.threads,
+        name=f"strength {config.run.name}",
+        start_timeout=config.cluster.start_timeout_s,
+        log=log,
     )
     for place, row in rows:
         if "scores" in row:
@@ -142,20 +149,19 @@ def write_strength(directory: Path, config: Config, base: str, found: list[PairS
 
     found: of the lists that `read_lists(config)` gives now; their digest is kept beside it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "preferences": config.data.preferences,
+        "on_bad_row": config.data.on_bad_row,
+        "prompt_column": config.data.prompt_column,
+        "seed": config.run.seed,
+        "base": base,
+        "digest": digest_of(read_lists(config)),
+        **asdict(config.strength),
+    }
     lines = "".join(json.dumps(asdict(one)) + "\n" for one in found)
-    (directory / PAIRS_FILE).write_text(lines, encoding="utf-8")
-    write_json(
-        directory / SETTINGS_FILE,
-        {
-            "preferences": config.data.preferences,
-            "on_bad_row": config.data.on_bad_row,
-            "seed": config.run.seed,
-            "base": base,
-            "digest": digest_of(read_lists(config)),
-            **asdict(config.strength),
-        },
-    )
+    with written_aside(directory) as aside:
+        (aside / PAIRS_FILE).write_text(lines, encoding="utf-8")
+        write_json(aside / SETTINGS_FILE, settings)
 
 
 def read_strength(directory: Path) -> tuple[list[PairStrength], PreferenceSet, dict[str, Any]]:
@@ -172,7 +178,10 @@ def read_strength(directory: Path) -> tuple[list[PairStrength], PreferenceSet, d
     lines = (directory / PAIRS_FILE).read_text(encoding="utf-8").splitlines()
     found = [PairStrength(**json.loads(line)) for line in lines]
     lists = load_lists(
-        settings["preferences"], on_bad_row=settings["on_bad_row"], seed=settings["seed"]
+        settings["preferences"],
+        on_bad_row=settings["on_bad_row"],
+        seed=settings["seed"],
+        prompt_column=settings["prompt_column"],
     )
     pairs = [(i, p.better, p.worse) for i, one in enumerate(lists) for p in one.comparisons()]
     measured = [(one.list, one.better, one.worse) for one in found]

@@ -6,8 +6,9 @@ from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
-from rlhf_ray.training.pipeline import Row, resolve, reward_base
-from rlhf_ray.training.reward_ensemble import together
+from rlhf_ray.training.ownership import owned
+from rlhf_ray.training.paths import resolve, reward_base, vacant
+from rlhf_ray.training.reward_ensemble import Row, together
 from rlhf_ray.training.strength import PairStrength, measure, write_strength
 
 
@@ -16,16 +17,17 @@ def measure_strength(config: Config, console: Console) -> tuple[Path, list[PairS
 
     Raises ValueError where the directory holds one already, or there is no model to start from.
     """
-    config = resolve(config)
-    out, base = config.dir / "strength", reward_base(config)
-    if out.exists() and not config.run.overwrite:
-        raise ValueError(
-            f"{out} holds a measurement already: give another --run.name, or replace it with "
-            f"--run.overwrite"
-        )
+    with owned(config.dir):
+        config = resolve(config)
+        out, base = vacant(config, "strength", "a measurement already"), reward_base(config)
+        found = _measured(config, base, console)
+        write_strength(out, config, base, found)
+    return out, found
+
+
+def _measured(config: Config, base: str, console: Console) -> list[PairStrength]:
     found: list[PairStrength] = []
     latest: dict[int, Row] = {}
-    models = config.strength.models
     with ray_session(), console.phase("strength", 1) as line:
         for one in measure(config, base, plan=plan_here(config), log=console.note):
             if isinstance(one, list):
@@ -33,7 +35,6 @@ def measure_strength(config: Config, console: Console) -> tuple[Path, list[PairS
                 continue
             place, row = one
             latest[place] = row
-            row = together(row, latest, models)
+            row = together(row, latest, config.strength.models)
             line.update(int(row["step"]), row, total=int(row["total"]))
-    write_strength(out, config, base, found)
-    return out, found
+    return found

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,6 +19,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.preferences import RankedList, load_lists
 from rlhf_ray.data.ranked_list import Comparison
+from rlhf_ray.files import write_text
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_evaluation import judge
@@ -39,7 +41,7 @@ def run_trials(
             if not file.is_file():
                 began = time.monotonic()
                 numbers = trial(seed) | {"seconds": time.monotonic() - began}
-                file.write_text(json.dumps(numbers), encoding="utf-8")
+                write_text(file, json.dumps(numbers))
             numbers = json.loads(file.read_text(encoding="utf-8"))
             results.setdefault(name, []).append(numbers)
             tell(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
@@ -79,7 +81,7 @@ def train_and_judge(
 
     The weights judged are the last ones: held-out lists choose nothing here.
     """
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
     training = RewardTraining(config, base, tokenizer, split.train, [])
     for _ in training.fit():
         pass
@@ -149,18 +151,28 @@ def one_pair_a_list(lists: Sequence[RankedList], seed: int) -> list[RankedList]:
 
 def read_split(config: Config, base: str | Path) -> Split:
     """The lists of a study, rendered for `base`."""
-    return load_split(config, load_tokenizer(base))
+    return load_split(
+        config, load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
+    )
 
 
-def read_elsewhere(paths: Sequence[str], base: str | Path) -> dict[str, list[RankedList]]:
+def read_elsewhere(
+    paths: Sequence[str], base: str | Path, config: Config
+) -> dict[str, list[RankedList]]:
     """Other sets by the name of their file."""
-    tokenizer = load_tokenizer(base)
-    return {Path(path).stem: list(load_lists(path, tokenizer=tokenizer)) for path in paths}
+    tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
+    read = partial(
+        load_lists,
+        tokenizer=tokenizer,
+        on_bad_row=config.data.on_bad_row,
+        prompt_column=config.data.prompt_column,
+    )
+    return {Path(path).stem: list(read(path)) for path in paths}
 
 
 def written(path: Path, title: str, *parts: str) -> Path:
     """A markdown page of a study."""
-    path.write_text("\n\n".join([f"# {title}", *parts]) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join([f"# {title}", *parts]) + "\n")
     return path
 
 

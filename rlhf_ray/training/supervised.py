@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.models.loading import cast_parameters
 
-Row = dict[str, float]
+Row = dict[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -116,11 +116,11 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, score: float, epoch: float, model: nn.Module) -> bool:
-        """Keep a copy of the model's weights if none was better."""
+        """Keep a copy of the model's weights, on the host, if none was better."""
         if not score >= self.score:
             return False
         self.score, self.epoch = score, epoch
-        self.weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
+        self.weights = {name: x.to("cpu", copy=True) for name, x in model.state_dict().items()}
         return True
 
     def restore(self, model: nn.Module) -> None:

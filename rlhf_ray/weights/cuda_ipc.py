@@ -1,8 +1,8 @@
 """Weights by way of one GPU's memory, where learner and generators share it.
 
 What goes through the object store is a description that lets another process on the GPU map the
-tensors; vLLM's weight transfer loads them. Checked by probes alone. Never run on a GPU so far:
-tests/gpu says what it is to do.
+tensors; vLLM's weight transfer loads them, once their names and shapes are the model's. What is in
+them is checked by probes alone. Never run on a GPU so far: tests/gpu says what it is to do.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from torch import Tensor
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe, pack, unpack, verify
 
-PULL_TIMEOUT = 600.0  # seconds
+PULL_TIMEOUT = 250.0  # seconds; less than cluster.start_timeout_s, after which nobody listens
+
+
+class VersionGone(LookupError):
+    """A version's objects went with the learners that made them."""
 
 
 def offer(
@@ -35,8 +39,7 @@ def offer(
 def take(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> Callable[[Any], None]:
     """What loads the version into an engine, from views of its buckets.
 
-    Raises ValueError for a damaged bucket; ObjectLostError for one that is gone; TimeoutError where
-    they do not arrive.
+    Raises ValueError for a damaged bucket, and what `fetch` raises.
     """
     buckets = fetch(manifest, refs)
     verify(manifest, buckets)
@@ -44,9 +47,11 @@ def take(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> Callable[[Any], N
 
 
 def fetch(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> list[Any]:
-    """A version's objects. Raises TimeoutError where they do not arrive."""
+    """A version's objects. Raises VersionGone, and TimeoutError where they do not arrive."""
     try:
         return ray.get(list(refs), timeout=PULL_TIMEOUT)
+    except (ObjectLostError, RayActorError) as error:
+        raise VersionGone(f"version {manifest.version} is gone: {error}") from error
     except GetTimeoutError as error:
         raise TimeoutError(
             f"{manifest.bytes:,} bytes of version {manifest.version} did not arrive from the "

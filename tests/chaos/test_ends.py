@@ -1,6 +1,5 @@
 """What ends a run ends it with its cause: nothing is tried for ever, and what was whole stays."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from tests.chaos.running import start_struck
 from tests.chaos.strikes import Strike
+from tests.running.disks import small_disk
 from tests.running.jobs import (
     STEPS,
     TINY,
@@ -44,25 +44,20 @@ def test_a_learner_group_that_is_lost_at_each_save_is_not_made_anew_for_ever(new
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own, in the place of the runs' directory."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not allow mounts")
-    try:
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+def disk_of_runs(tmp_path: Path) -> Iterator[Path]:
+    """A small file system in the place of the runs' directory."""
+    with small_disk(tmp_path, "24m") as place:
+        yield place
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_the_run_goes_on(
-    undisturbed: str, small_disk: Path, new_run: Make
+    undisturbed: str, disk_of_runs: Path, new_run: Make
 ):
     run, place = new_run("full")
-    driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=small_disk / "log")
+    driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=disk_of_runs / "log")
     wait_for(lambda: list(run.glob("checkpoints/step-*")))
-    filler = small_disk / "filler"
+    filler = disk_of_runs / "filler"
     with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(b"x" * 65536)

@@ -99,12 +99,17 @@ def token_logprobs(engine: Generator, sequences: Sequence[Sequence[int]]) -> lis
     return engine.token_logprobs(sequences)
 
 
-def submit_and_score(engine: Generator, requests: Sequence[Request]) -> list[np.ndarray]:
+def load_and_score_in_flight(
+    engine: Generator,
+    requests: Sequence[Request],
+    version: Version,
+    path: str,
+    sequences: Sequence[Sequence[int]],
+) -> tuple[list[np.ndarray], Completions]:
     engine.submit(requests)
-    try:
-        return engine.token_logprobs([[3, 4]])
-    finally:
-        engine.abort([request.rollout_id for request in requests])
+    done = {c.rollout_id: c for _ in range(3) for c in engine.step()}
+    engine.load(version, load_file(Path(path) / "model.safetensors").items())
+    return engine.token_logprobs(sequences), drain(engine, done)
 
 
 def has_work(engine: Generator) -> bool:

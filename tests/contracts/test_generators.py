@@ -57,7 +57,11 @@ class Bench:
 
     def scores_close_to(self, which: int, sequences: Sequence[Sequence[int]]) -> None:
         """`token_logprobs` are the model's, at temperature 1."""
-        found = self.engine.call(actions.token_logprobs, sequences)
+        self.assert_scores(which, sequences, self.engine.call(actions.token_logprobs, sequences))
+
+    def assert_scores(
+        self, which: int, sequences: Sequence[Sequence[int]], found: Sequence[np.ndarray]
+    ) -> None:
         for sequence, logprobs in zip(sequences, found, strict=True):
             assert logprobs.dtype == np.float32
             assert logprobs.shape == (len(sequence) - 1,)
@@ -306,9 +310,19 @@ def test_a_prompt_without_room_is_refused(bench, prompt, message):
     assert not bench.engine.call(actions.has_work)
 
 
-def test_token_logprobs_wait_for_nobody(bench):
-    with pytest.raises(ValueError, match="in flight"):
-        bench.engine.call(actions.submit_and_score, some_requests(2))
+def test_token_logprobs_of_a_version_that_came_while_requests_are_in_flight(bench):
+    requests, sequences = some_requests(6), [[5, 6, 7, 8, 9], [9, 10]]
+    bench.load(0)
+    version = bench.version()
+    found, done = bench.engine.call(
+        actions.load_and_score_in_flight, requests, version, bench.paths[1], sequences
+    )
+    bench.assert_scores(1, sequences, found)
+    assert sorted(done) == [request.rollout_id for request in requests]
+    mixed = [c for c in done.values() if c.version_spans[2::3] == (version.step - 1, version.step)]
+    assert len(mixed) > 2, "few were in flight"
+    for completion in done.values():
+        assert len(completion.behaviour_logprobs) == len(completion.response_token_ids)
 
 
 def test_the_engine_has_the_threads_it_was_given(bench):

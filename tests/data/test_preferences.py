@@ -179,7 +179,39 @@ def test_parquet_and_saved_data_sets_read_the_same(tmp_path):
         ({"responses": ["a", "a"], "ranks": [1, 2]}, "no two different responses"),
         ({"responses": ["a", "b"], "ranks": [1, "2"]}, "rank '2' is not a whole number"),
         ({"responses": ["a", " "], "ranks": [1, 2]}, "response 2 is empty"),
-        ({"responses": "ab", "ranks": [1, 2]}, "are lists"),
+        ({"responses": "ab", "ranks": [1, 2]}, "'responses' is a text: .* are lists"),
+        ({"responses": ["a", "b\0"], "ranks": [1, 2]}, r"response 2 holds a NUL character \(at 1"),
+        ({"prompt": [user("q"), assistant("a")], "responses": ["a", "b"], "ranks": [1, 2]},
+         "'prompt' ends with the answer of 'assistant': leave that out"),
+        ({"prompt": [user("q"), assistant("a")], "chosen": [assistant("c")],
+          "rejected": [assistant("r")]}, "'prompt' ends with the answer of 'assistant'"),
+        ({"prompt": [user("q"), {"from": "gpt", "value": "a"}], "selected": "s", "rejected": "r"},
+         "'prompt' ends with the answer of 'gpt'"),
+        ({"context": [user("q"), assistant("a")], "chosen": assistant("c"),
+          "rejected": assistant("r")}, "'context' ends with the answer"),
+        ({"prompt": 3, "selected": "s", "rejected": "r"},
+         "'prompt' is a number: give a text or a list of messages"),
+        ({"prompt": "x", "chosen": "a", "rejected": None}, r"'rejected' is nothing \(null\)"),
+        ({"prompt": "x", "chosen": None, "rejected": None, "ranks": None},
+         r"'chosen' and 'rejected' are nothing \(null\)"),
+        ({"chosen": 1, "rejected": "r"}, "'chosen' is a number: give a text or a list of messages"),
+        ({"chosen": [user("q"), assistant("c")], "rejected": assistant("r")},
+         "'rejected' is an object: give a text or a list of messages"),
+        ({"prompt": "p", "chosen": "c", "rejected": assistant("r")},
+         "'rejected' is an object: give a text or a list of messages"),
+        ({"context": "q", "chosen": user("a"), "rejected": user("b")},
+         "'context' is a text: give a list of messages"),
+        ({"context": [user("q")], "chosen": "a", "rejected": "b"},
+         r"'chosen' is a text \('a'\); a message is an object"),
+        ({"chosen": [user("a"), assistant("c")], "rejected": [user("b"), assistant("r")]},
+         "do not begin with the same question"),
+        ({"prompt": "p", "chosen": [user("a"), assistant("c")],
+          "rejected": [user("b"), assistant("r")]}, "do not begin with the same question"),
+        ({"chosen": [assistant("c")], "rejected": [assistant("r")]},
+         "do not begin with the same question"),
+        ({"question": "Q", "chosen": "c", "rejected": "r"},
+         r"no prompt, and a column 'question': name it \(data.prompt_column: question\)"),
+        ({"instruction": "Q", "responses": ["c", "r"], "ranks": [1, 2]}, "a column 'instruction'"),
         ({"chosen": [user("q"), assistant("c")], "rejected": [user("q"), user("r")]},
          "chosen is by 'assistant' and rejected by 'user'"),
         ({"context": [], "chosen": user("a"), "rejected": user("b")}, "at least one message"),
@@ -194,11 +226,63 @@ def test_a_bad_list_says_what_is_wrong(tmp_path, row, fault):
         lists_of(tmp_path, row)
 
 
+PROMPTED = [
+    {"responses": ["yes", "no"], "ranks": [1, 2]},
+    {"selected": "yes", "rejected": "no"},
+    {"chosen": "yes", "rejected": "no"},
+]
+
+
+@pytest.mark.parametrize("row", PROMPTED)
+def test_the_prompt_is_read_from_the_column_that_is_named(tmp_path, row, chat_tokenizer):
+    found = lists_of(
+        tmp_path,
+        {"question": "Q1", "prompt": "of others"} | row,
+        {"prompt": "as written here", "question": None} | row,
+        prompt_column="question",
+    )
+    assert [content_of(one) for one in found] == [
+        ("Q1", ("yes", "no"), (1, 2)),
+        ("as written here", ("yes", "no"), (1, 2)),
+    ]
+    asked = {"question": [user("Q1")]} | row
+    (one,) = lists_of(tmp_path, asked, tokenizer=chat_tokenizer, prompt_column="question")
+    assert (one.prompt, one.group) == ("<user>Q1<assistant>", "Q1")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: 'question' is a number: give a text"):
+        lists_of(tmp_path, {"question": 3} | row, prompt_column="question")
+
+
+def test_conversations_that_part_with_a_question_part_at_the_answer_before_it(tmp_path):
+    shared = [user("q"), assistant("a")]
+    (one,) = lists_of(
+        tmp_path,
+        {
+            "chosen": [*shared, user("b"), assistant("c")],
+            "rejected": [*shared, user("d"), assistant("e")],
+        },
+    )
+    assert one.prompt == "\n\nuser: q\n\nassistant:"
+    assert one.responses == (" a\n\nuser: b\n\nassistant: c", " a\n\nuser: d\n\nassistant: e")
+
+
+def test_roles_that_other_makers_use_are_those_of_the_chat_template(tmp_path, chat_tokenizer):
+    row = {"prompt": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, user("b")]}
+    (one,) = lists_of(tmp_path, row | PROMPTED[1], tokenizer=chat_tokenizer)
+    assert one.prompt == "<user>q<assistant>a<user>b<assistant>"
+
+
 def test_a_file_without_lists(tmp_path):
-    with pytest.raises(ValueError, match="holds no ranked list"):
+    with pytest.raises(ValueError, match=r"a\.jsonl holds no ranked list: it is empty"):
         lists_of(tmp_path)
-    with pytest.raises(ValueError, match=r"\(1 bad rows\)"):
+    with pytest.raises(ValueError, match=r"its one row is bad: .*a\.jsonl:1: the columns \[\] fit"):
         lists_of(tmp_path, {}, on_bad_row="skip")
+    good, bad = tmp_path / "good.tsv", tmp_path / "bad.tsv"
+    good.write_text("x\ty\none cell\n")
+    bad.write_text("x\tx\n")
+    with pytest.raises(ValueError, match=r"bad\.tsv holds no ranked list: its one row is bad: "):
+        load_lists(f"{good},{bad}", on_bad_row="skip")
+    found = load_lists(f"{good},{good}", on_bad_row="skip")
+    assert found.bad_rows == 2 and found.first_bad.startswith(f"{good}:2: one cell: ")
 
 
 def test_a_list_in_code_is_checked_too():
@@ -207,7 +291,8 @@ def test_a_list_in_code_is_checked_too():
             RankedList("", responses, ranks, "here", 1)
 
 
-TEXTS = st.text(min_size=1, max_size=8).filter(str.strip)
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+TEXTS = st.text(CHARACTERS, min_size=1, max_size=8).filter(str.strip)
 
 
 @st.composite
@@ -219,7 +304,7 @@ def ranked_lists(draw, *, ties=True, prompt=TEXTS):
             ranks[0] += 1
     else:
         ranks = draw(st.permutations(range(1, len(responses) + 1)))
-    note = st.none() | st.text(max_size=4)
+    note = st.none() | st.text(CHARACTERS, max_size=4)
     return RankedList(
         draw(prompt),
         tuple(responses),

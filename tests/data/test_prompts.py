@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.config import Data
 from rlhf_ray.data.prompts import batch_of_step, load_prompts
+from rlhf_ray.data.tokenise import tokenise_pairs
 from tests.data.characters import BOS, character_tokenizer, ids
 
 LINES = [f"line {i}" for i in range(50)]
@@ -50,19 +51,20 @@ def test_a_heldout_file_is_used_and_its_prompts_leave_training(tmp_path, tokeniz
 
 
 def test_json_rows_with_a_column_and_with_messages(tmp_path, tokenizer, chat_tokenizer):
-    messages = [{"role": "user", "content": "hi"}, {"from": "assistant", "value": "yes?"}]
+    turns = [("human", "hi"), ("gpt", "yes?"), ("human", "go on")]
+    messages = [{"from": role, "value": text} for role, text in turns]
     rows = [{"q": "plain"}, {"q": messages}]
     path = write(tmp_path, "a.jsonl", map(json.dumps, rows))
     options = {"prompt_column": "q", "heldout_fraction": 0}
     plain = load(path, tokenizer, **options)
     assert [p.text for p in plain.train] == [
         "plain",
-        "\n\nuser: hi\n\nassistant: yes?\n\nassistant:",
+        "\n\nhuman: hi\n\ngpt: yes?\n\nhuman: go on\n\nassistant:",
     ]
     rendered = load(path, chat_tokenizer, **options)
     assert [p.text for p in rendered.train] == [
         "<user>plain<assistant>",
-        "<user>hi<assistant>yes?<assistant>",
+        "<user>hi<assistant>yes?<user>go on<assistant>",
     ]
     assert load(path, chat_tokenizer, chat_template="never", **options) == plain
     with pytest.raises(ValueError, match="no chat template"):
@@ -87,6 +89,16 @@ def test_long_prompts_are_cut_from_the_left_and_counted(tmp_path, bos_tokenizer)
     assert found.cut == 1
     with pytest.raises(ValueError, match="max_prompt_tokens is 1"):
         load(path, bos_tokenizer, max_prompt_tokens=1)
+
+
+def test_a_long_conversation_keeps_the_bos_that_its_template_wrote(tmp_path):
+    template = "[bos]{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = character_tokenizer(opens_with_bos=True, template=template)
+    path = write(tmp_path, "a.jsonl", ['{"prompt": [{"role": "user", "content": "abcdef"}]}'])
+    found = load(path, tokenizer, max_prompt_tokens=4, heldout_fraction=0)
+    assert [list(p.token_ids) for p in found.train] == [[BOS, *ids("def")]] and found.cut == 1
+    pair = tokenise_pairs(tokenizer, ["[bos]abcdef"], ["x"], max_tokens=5, append_eos=False)
+    assert pair.token_ids[0].tolist() == [BOS, *ids("def"), *ids("x")]
 
 
 def test_prompts_made_of_the_beginnings_of_texts(tmp_path, tokenizer):
@@ -119,13 +131,20 @@ def test_bad_rows_end_the_run_or_are_counted(tmp_path, tokenizer):
         '{"prompt": ""}',
         "{",
         '{"prompt": []}',
+        '{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
     ]
     path = write(tmp_path, "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: 'prompt' is a number, not a text"):
+    wanted = r"a\.jsonl:2: 'prompt' is a number: give a text or a list of messages"
+    with pytest.raises(ValueError, match=wanted):
         load(path, tokenizer)
+    answered = write(tmp_path, "b.jsonl", rows[-1:])
+    with pytest.raises(
+        ValueError, match=r"b\.jsonl:1: 'prompt' ends with the answer of 'assistant'"
+    ):
+        load(answered, tokenizer)
     found = load(path, tokenizer, on_bad_row="skip", heldout_fraction=0)
     assert [p.text for p in found.train] == ["a"]
-    assert found.bad_rows == 5
+    assert found.bad_rows == 6 and found.first_bad.startswith(f"{path}:2: 'prompt' is a number")
 
 
 def test_no_prompts_is_an_error(tmp_path, tokenizer):
@@ -133,9 +152,10 @@ def test_no_prompts_is_an_error(tmp_path, tokenizer):
         load(write(tmp_path, "empty.txt", []), tokenizer)
     with pytest.raises(ValueError, match=r"--data\.prompts FILE"):
         load(None, tokenizer)
-    with pytest.raises(ValueError, match=r"holds no prompt \(1 bad rows\)"):
+    with pytest.raises(ValueError, match=r"holds no prompt: its one row is bad: .*b\.jsonl:1: no "):
         load(write(tmp_path, "b.jsonl", ["{}"]), tokenizer, on_bad_row="skip")
-    with pytest.raises(ValueError, match="cannot be split"):
+    wanted = r"c\.txt has only one prompt, .*--data\.heldout-prompts FILE$"
+    with pytest.raises(ValueError, match=wanted):
         load(write(tmp_path, "c.txt", ["one"]), tokenizer)
 
 

@@ -1,4 +1,7 @@
+import gzip
 import json
+import shutil
+import subprocess
 
 import datasets
 import pyarrow as pa
@@ -8,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.data.escapes import escape, unescape
-from rlhf_ray.data.rows import BadRows, read_rows
+from rlhf_ray.data.faults import BadRows, skipped
+from rlhf_ray.data.rows import read_rows
 from rlhf_ray.data.split import heldout_mask
 
 
@@ -75,14 +79,118 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path):
 def test_what_cannot_be_read_at_all_is_told_at_once(tmp_path):
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "a.parquet").write_text("not parquet")
+    (tmp_path / "a.xlsx").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").write_text("x")
+    directory = r"is a directory without data \(it holds {}\): give a file, or a directory that"
     for name, message in (
         (tmp_path / "none.txt", "there is no file"),
-        (tmp_path / "a.csv", "ends in .csv"),
+        (tmp_path / "a.csv", rf"ends in \.csv; known are .*: python -c .* {tmp_path}/a\.jsonl$"),
+        (tmp_path / "a.xlsx", r"ends in \.xlsx; known are \.json, .*: save it as one of them$"),
         (tmp_path / "a.parquet", "cannot be read as parquet"),
+        (tmp_path / "empty", directory.format("nothing")),
+        (tmp_path / "other", directory.format(r"notes\.md")),
         ("nobody/nothing-of-this-name", "neither a file here nor a data set"),
     ):
         with pytest.raises(ValueError, match=message):
             rows(name)
+
+
+OBJECTS = [{"text": "好"}, {"text": "it broke"}]
+WHOLE_FILES = {
+    "array": ("a.json", json.dumps(OBJECTS).encode(), "a.json:1: the file is one JSON array", "jq"),
+    "an array, indented": (
+        "a.jsonl", json.dumps(OBJECTS, indent=1).encode(), "a.jsonl:1: the file is one JSON array",
+        "jq",
+    ),
+    "objects, indented": (
+        "a b.jsonl", "\n".join(json.dumps(row, indent=1) for row in OBJECTS).encode(),
+        "a b.jsonl:1: the file is JSON over several lines", "jq",
+    ),
+    "gzip": ("a.txt", gzip.compress("好\nit broke\n".encode()), "is compressed by gzip", "gunzip"),
+    "gzip, named": ("a.txt.gz", gzip.compress("好\nit broke".encode()), "ends in .gz", "gunzip"),
+    "UTF-16": ("a.txt", "好\nit broke\n".encode("utf-16"), "is UTF-16 text, not UTF-8", "iconv"),
+    "UTF-16, unmarked": ("a.txt", "it broke\n好".encode("utf-16-le"), "is UTF-16LE text", "iconv"),
+    "GB18030": (
+        "a.txt", "水壶很好，不错。\nit broke\n".encode("gb18030"),
+        "a.txt:1: not UTF-8 text (byte 2 of the line); the whole file seems to be GB18030", "iconv",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WHOLE_FILES)
+def test_a_file_that_is_wrong_as_a_whole_is_told_with_the_command_that_mends_it(kind, tmp_path):
+    name, content, cause, tool = WHOLE_FILES[kind]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        rows(path)
+    said = str(caught.value)
+    assert cause in said and "on-bad-row" not in said
+    command = said[said.index(f": {tool}") + 2 :]
+    if shutil.which(tool) is None:
+        return
+    subprocess.run(["sh", "-c", command], check=True)
+    (mended,) = set(tmp_path.iterdir()) - {path}
+    found = [value["text"] if isinstance(value, dict) else value for _, value in rows(mended)]
+    assert sorted(found) == sorted(["it broke", "水壶很好，不错。" if kind == "GB18030" else "好"])
+
+
+def test_zip_and_parquet_under_another_name_are_said(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.jsonl")
+    (tmp_path / "a.txt").write_bytes(b"PK\x03\x04more")
+    with pytest.raises(ValueError, match=r"a\.jsonl is parquet: give it a name that ends in"):
+        rows(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=rf"a\.txt is a zip archive: unzip {tmp_path}/a\.txt$"):
+        rows(tmp_path / "a.txt")
+
+
+def test_lines_in_another_encoding_are_bad_rows_where_others_are_utf8(tmp_path):
+    path = tmp_path / "a.txt"
+    others = "水壶\n".encode("gb18030") + "olé\n".encode("latin-1")
+    path.write_bytes("好\n不错\n".encode() + others)
+    bad = BadRows("skip")
+    assert [row.value for row in read_rows(path, bad)] == ["好", "不错"]
+    assert bad.examples == [f"{path}:{n}: not UTF-8 text (byte {at} of the line)"
+                            for n, at in ((3, 2), (4, 2))]  # fmt: skip
+    path.write_bytes("Zoë, naïve\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"\(byte 2 of the line\)\. Mend the row, or skip"):
+        rows(path)
+
+
+@pytest.mark.parametrize("header", ["chosen\trejected", "Prompt\t chosen\tREJECTED", "text"])
+def test_a_header_of_a_tsv_is_refused(tmp_path, header):
+    path = tmp_path / "a.tsv"
+    path.write_text(f"\n{header}\nyes\tno\n")
+    names = ", ".join(name.strip() for name in header.split("\t"))
+    wanted = rf"a\.tsv:2: the line names columns \({names}\), and a \.tsv has none: .*Take the line"
+    with pytest.raises(ValueError, match=wanted):
+        rows(path, "skip")
+    path.write_text("chosen\tthe text that was chosen\nchosen\trejected\n")
+    assert len(rows(path)) == 2
+    path.rename(tmp_path / "a.txt")
+    assert len(rows(tmp_path / "a.txt")) == 2
+
+
+def test_the_first_bad_row_is_told_where_nothing_else_is_left():
+    bad = BadRows("skip")
+    assert str(bad.none_left("a.txt", "text")) == (
+        "a.txt holds no text: it is empty; give one with at least one"
+    )
+    bad.add("a.txt", 2, "it is empty")
+    assert str(bad.none_left("a.txt", "text")) == (
+        "a.txt holds no text: its one row is bad: a.txt:2: it is empty"
+    )
+    bad.add("a.txt", 3, "broken")
+    assert str(bad.none_left("a.txt", "text")) == (
+        "a.txt holds no text: all 2 rows are bad, the first: a.txt:2: it is empty"
+    )
+    assert skipped(2, bad.first) == "2 bad rows skipped, the first: a.txt:2: it is empty"
+    with pytest.raises(ValueError, match=r"a:1: x\. Mend the row, or skip such rows: --skip skip$"):
+        BadRows(flag="--skip").add("a", 1, "x")
+    with pytest.raises(ValueError, match=r"a:1: x\. Mend the row$"):
+        BadRows(flag="").add("a", 1, "x")
 
 
 NOT_UTF8 = [b"fine", b"\xff\xfe", b"also fine", b"ab\xff"]
@@ -133,7 +241,8 @@ def test_escapes_by_hand_and_other_backslashes_stay():
 @given(st.lists(st.text(max_size=3), max_size=40), st.floats(0.01, 0.99), st.integers(0, 9))
 def test_no_text_is_on_both_sides_and_no_side_is_empty(texts, fraction, seed):
     if len(set(texts)) < 2:
-        with pytest.raises(ValueError, match="cannot be split"):
+        wanted = "^the data has only one text, .* or set --data.heldout-fraction 0$"
+        with pytest.raises(ValueError, match=wanted):
             heldout_mask(texts, fraction, seed)
         return
     mask = heldout_mask(texts, fraction, seed)

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray.observe.keys import row_of
+from rlhf_ray.observe.keys import KEYS, PHASES, row_of
+from tests.observe.test_metrics_documented import RARE
 from tests.running.jobs import TINY, actor_processes, job, rows, summary, wait_for
 
 
@@ -44,14 +46,19 @@ def test_the_summary_has_what_people_compare(demonstration):
     assert {"sft", "rm", "generate", "update"} <= found["phase_seconds"].keys()
 
 
-def test_metrics_are_documented_and_complete(demonstration):
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_has_its_metrics_and_no_others(demonstration, phase):
+    run, _ = demonstration
+    names = {name for row in rows(run, phase) for name in row.keys() - {"phase", "step", "time"}}
+    keys = {row_of(name)[0] for name in names}
+    its_own = {key for key, metric in KEYS.items() if phase in metric.phases and not metric.live}
+    assert its_own - RARE <= keys <= its_own
+
+
+def test_each_iteration_has_its_row(demonstration):
     run, _ = demonstration
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
-    for row in rows(run) + rows(run, "sft") + rows(run, "rm"):
-        for name in row.keys() - {"phase", "step", "time"}:
-            row_of(name)
-    last = rows(run)[-1]
-    assert last["policy/ratio_max"] >= 1
+    assert rows(run)[-1]["policy/ratio_max"] >= 1
     assert abs(rows(run)[1]["kl/mean_k1"]) < 0.05  # the first rollouts are the reference's own
 
 

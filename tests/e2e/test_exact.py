@@ -40,7 +40,7 @@ def test_killed_at_a_random_moment_and_resumed_is_the_whole(undisturbed: str, ne
     print(f"KILL_SEED={seed}")
     run, place = new_run("killed")
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
-    wait_for(lambda: list(run.glob("checkpoints/step-*")), why=(run / "log").read_text())
+    wait_for(lambda: list(run.glob("checkpoints/step-*")), why=(run / "log").read_text)
     time.sleep(random.Random(seed).uniform(0.0, 2.0))
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

@@ -3,6 +3,7 @@
 Started once a session.
 """
 
+import os
 import queue
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from rlhf_ray.learners.group import Group, leave
+from rlhf_ray.learners.group import Group, leave, this_device
 
 CPU = torch.device("cpu")
 DEADLINE = 120.0  # seconds for any one function
@@ -63,9 +64,17 @@ class Ranks:
             process.join(10)
 
 
+def _show_one_gpu(rank: int) -> None:
+    """As Ray does to the process of a rank."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[rank] if shown else str(rank)
+
+
 def _serve(rank: int, size: int, address: str, device: str, calls: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    mine = CPU if device == "cpu" else torch.device(device, rank)
+    if device == "cuda":
+        _show_one_gpu(rank)
+    mine = CPU if device == "cpu" else this_device()
     group = Group.join(rank=rank, size=size, address=address, device=mine)
     while (call := calls.get()) is not None:
         function, args = call

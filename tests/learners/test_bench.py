@@ -1,12 +1,26 @@
-"""jobs/bench_learner.py, small: its last line, and that it runs where Ray and vLLM are not."""
+"""jobs/bench_learner.py, small: its counts and its last line, where Ray and vLLM are not."""
 
 import json
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from rlhf_ray.config import PPO
+from rlhf_ray.learners.build import new_critic, prepare
+from rlhf_ray.learners.group import Group
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.models.actor_critic import Actor
 from tests.running.jobs import ROOT
+
+# 128 response tokens in rows of one length: in bfloat16 nothing is padded to round sizes.
+SIZES = Namespace(
+    device="cpu", hidden=128, layers=2, vocab=1000, prompt_len=8, response=32, batch=4
+)
 
 TINY = "--device cpu --hidden 64 --layers 1 --vocab 64 --prompt-len 4 --response 8 --batch 4"
 ALONE = """
@@ -15,6 +29,32 @@ sys.modules["ray"] = sys.modules["vllm"] = None  # importing them fails from now
 sys.argv = ["bench_learner.py", *sys.argv[1:]]
 runpy.run_path("jobs/bench_learner.py", run_name="__main__")
 """
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_operations_are_those_that_torch_counts(separate: bool) -> None:
+    """All but half of the attention, whose other half is masked: of a scoring pass."""
+    bench = runpy.run_path(str(ROOT / "jobs/bench_learner.py"))
+    model = prepare(bench["decoder"](SIZES))
+    learner = PPOLearner(
+        Actor(model),
+        new_critic(prepare(bench["decoder"](SIZES)).base_model) if separate else None,
+        settings=PPO(prompts=4, minibatches=1, estimator="gae" if separate else "reinforce_pp"),
+        seed=0,
+        temperature=1.0,
+        dtype=torch.bfloat16,
+        group=Group(),
+    )
+    with FlopCounterMode(display=False) as counter:
+        learner.score(bench["rollouts"](SIZES))
+    positions = SIZES.prompt_len + SIZES.response - 1
+    masked = 2 * SIZES.batch * SIZES.layers * positions**2 * SIZES.hidden
+    body = sum(p.numel() for p in model.parameters()) - SIZES.vocab * SIZES.hidden
+    counts = bench["forward_operations"]
+    wanted = counts(SIZES, body, outputs=SIZES.vocab) + masked
+    if separate:
+        wanted += counts(SIZES, body, outputs=1) + masked
+    assert counter.get_total_flops() == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.slow

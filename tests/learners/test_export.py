@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.config import PPO
 from rlhf_ray.learners.build import build_learner, critic_from_reward_model
+from rlhf_ray.learners.export import Exporter
 from rlhf_ray.learners.group import Group
 from rlhf_ray.models.packing import PackedRows
 from rlhf_ray.models.reward_model import Calibration, RewardModel, write_calibration
@@ -55,6 +56,35 @@ def test_what_leaves_is_one_model(
         want = logp_LV[:-1].gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
         assert logprobs == pytest.approx(want.tolist(), abs=1e-5)
     assert [ids for ids, _ in probes] == [list(ids) for ids in SEQUENCES]
+
+
+def probed(group: Group, shard: bool, weights_dtype: str):
+    settings = replace(SETTINGS, shard_weights=shard)
+    one = learner(settings=settings, group=group, dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patched:
+        gathered: list[int] = []
+        own = Exporter._gathered_model
+        patched.setattr(
+            Exporter, "_gathered_model", lambda self: gathered.append(group.rank) or own(self)
+        )
+        return one.probes(SEQUENCES, dtype=weights_dtype), gathered
+
+
+@pytest.mark.parametrize(
+    ("shard", "weights_dtype", "gathers"),
+    [(True, "bfloat16", False), (True, "float32", True), (False, "bfloat16", False)],
+)
+def test_no_rank_holds_sharded_weights_whole_to_probe_them_in_their_own_type(
+    two_ranks: Ranks, shard: bool, weights_dtype: str, gathers: bool
+) -> None:
+    (found, *_), (nothing, *_) = answers = two_ranks.run(probed, shard, weights_dtype)
+    assert nothing == [] and [bool(ranks) for _, ranks in answers] == [gathers] * 2
+    exact = learner(settings=SETTINGS).probes(SEQUENCES)
+    in_bfloat16 = shard and not gathers
+    for (ids, logprobs), (same, wanted) in zip(found, exact, strict=True):
+        assert ids == same
+        assert logprobs == pytest.approx(wanted, abs=0.05 if in_bfloat16 else 1e-5)
+        assert (logprobs != pytest.approx(wanted, abs=1e-5)) == in_bfloat16
 
 
 def test_built_from_directories_and_back(tmp_path: Path) -> None:

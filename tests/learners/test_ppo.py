@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from rlhf_ray.config import PPO
+from rlhf_ray.learners.build import prepare
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.learners.rollouts import Rollouts
 from rlhf_ray.learners.targets import OldPass, make_targets
-from tests.learners.toys import VOCAB, learner, parameters, table
+from rlhf_ray.models.actor_critic import Actor, Critic, value_head_for
+from tests.learners.toys import VOCAB, gpt2_in_training, learner, parameters, table
 
 SETTINGS = PPO(prompts=8, epochs=2, minibatches=2, lr=1e-3, critic_lr=1e-3)
 
@@ -25,6 +27,21 @@ def test_the_ratio_of_the_first_step_is_1(
     stats = one.update(0, table())
     assert abs(stats["policy/ratio_max"] - 1) < tolerance
     assert stats["policy/clip_fraction"] == 0
+
+
+def test_dropout_is_off_in_every_pass() -> None:
+    actor, trunk = Actor(gpt2_in_training()), gpt2_in_training(seed=1).transformer
+    critic = Critic(trunk, value_head_for(trunk, weight_D=torch.linspace(-1, 1, 32)))
+    settings = PPO(prompts=8, epochs=1, minibatches=1, critic="separate")
+    one = PPOLearner(actor, critic, settings=settings, seed=7, temperature=1.0)
+    first, second = one.score(table()), one.score(table())
+    assert first.values_N.std() > 0.1 and torch.equal(first.values_N, second.values_N)
+    stats = one.update(0, table())
+    assert stats["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_prepared_model_has_its_dropout_off() -> None:
+    assert not any(module.training for module in prepare(gpt2_in_training()).modules())
 
 
 def test_a_pass_per_row_gives_the_old_log_probabilities_of_the_model() -> None:
@@ -133,13 +150,19 @@ def test_bad_tables_are_refused() -> None:
         learner(settings=SETTINGS, critic=None)
 
 
-def test_adaptive_kl_follows_its_target() -> None:
-    far_off = dataclasses.replace(SETTINGS, kl_target=0.001, kl_horizon=8.0)
-    one = learner(settings=far_off)
-    refs_are_worse = table()
-    stats = one.update(0, refs_are_worse)
-    sign = 1 if stats["kl/mean_k1"] > 0.001 else -1
-    assert one.kl_coef.coef == pytest.approx(SETTINGS.kl_coef * (1 + sign * 0.2))
+@pytest.mark.parametrize(("target", "coef"), [(1.0, 0.0525), (1.25, 0.047), (0.1, 0.055)])
+def test_adaptive_kl_follows_its_target(target: float, coef: float) -> None:
+    """KL 1.1 a response; β = 0.05·(1 + clip(1.1/target − 1, −0.2, 0.2)·8/16)."""
+    settings = dataclasses.replace(SETTINGS, kl_coef=0.05, kl_target=target, kl_horizon=16.0)
+    one = learner(settings=settings)
+    responses = [np.arange(3 if i % 2 else 7) for i in range(8)]
+    logprobs_N = one.score(table(responses=responses)).logprobs_N.numpy()
+    edges = np.cumsum([len(response) for response in responses])[:-1]
+    refs = [part - 0.22 for part in np.split(logprobs_N, edges)]
+    stats = one.update(0, table(responses=responses, refs=refs))
+    assert stats["kl/mean_k1"] == pytest.approx(1.1, rel=1e-4)
+    assert stats["kl/coef"] == 0.05, "of this update; the new one is for the next"
+    assert one.kl_coef.coef == pytest.approx(coef, rel=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["gae", "rloo"])

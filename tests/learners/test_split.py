@@ -60,18 +60,50 @@ def test_micro_batches_and_ranks_change_nothing(kind: str, two_ranks: Ranks) -> 
         assert found_stats == pytest.approx(stats, rel=2e-4, abs=2e-5), split
 
 
-def test_a_rank_without_rows_keeps_step(two_ranks: Ranks) -> None:
-    settings = PPO(prompts=4, epochs=1, minibatches=4, **LEARN)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shard", [True, False])
+def test_a_rank_without_rows_keeps_step(two_ranks: Ranks, tied: bool, shard: bool) -> None:
+    settings = PPO(prompts=4, epochs=1, minibatches=4, shard_weights=shard, **LEARN)
 
-    found = two_ranks.run(four_rows, settings)[0]
-    for name, want in four_rows(Group(CPU), settings).items():
+    found = two_ranks.run(four_rows, settings, tied)[0]
+    for name, want in four_rows(Group(CPU), settings, tied).items():
         torch.testing.assert_close(found[name], want, rtol=0, atol=5e-6)
 
 
-def four_rows(group: Group, settings: PPO) -> dict[str, torch.Tensor]:
-    found = learner(settings=settings, group=group)
+def four_rows(group: Group, settings: PPO, tied: bool) -> dict[str, torch.Tensor]:
+    found = learner(settings=settings, group=group, tied=tied)
     found.update(0, table(rows=4))
     return parameters(found)
+
+
+def refused(group: Group, settings: PPO) -> str:
+    """What this rank says of a batch with one response whose value loss is beyond float32."""
+    one = learner(settings=settings, group=group)
+    try:
+        one.update(0, table(rows=4, scores=np.array([1e30, 1.0, 1.0, 1.0])))
+    except FloatingPointError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("shard", [True, False])
+def test_a_loss_that_is_infinite_on_one_rank_stops_both(two_ranks: Ranks, shard: bool) -> None:
+    settings = PPO(
+        prompts=4, epochs=1, minibatches=1, critic="separate", warmup_iterations=1,
+        shard_weights=shard, **LEARN,
+    )  # fmt: skip
+    first, second = two_ranks.run(refused, settings)
+    assert first == second
+    assert first == "loss/value is inf at step 0, epoch 0, minibatch 0: no step with it was taken"
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(None, 2), (4096, 1), (1024, 4)])
+def test_a_pass_holds_the_tokens_that_are_asked_for(tokens: int | None, passes: int) -> None:
+    """32 rows of 104 inputs; by itself a CPU takes 2,048 tokens."""
+    one = learner(settings=dataclasses.replace(ONE_STEP, micro_batch_tokens=tokens))
+    rows = table(rows=32, prompt_len=(5, 6), response_len=(100, 101))
+    rollouts = Rollouts.from_table(rows)
+    assert len(list(one._micro_batches(rollouts, range(32)))) == passes
 
 
 def test_row_order_of_the_table_changes_nothing() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -105,6 +106,66 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, fault: str) -> None:
     for read in (verify, found.load):
         with pytest.raises(ValueError, match=rf"{file} is (damaged|missing)"):
             read(tmp_path)
+
+
+def refused(group: Group, directory: str) -> str:
+    """What this rank says of the checkpoint."""
+    try:
+        learner(settings=SETTINGS, group=group).load(directory)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_damage_that_one_rank_finds_stops_both(tmp_path: Path, two_ranks: Ranks) -> None:
+    """A rank reads a part of the files through; the other must not go on without it."""
+    two_ranks.run(save_after_two, str(tmp_path), True)
+    path = tmp_path / "rank-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    first, second = two_ranks.run(refused, str(tmp_path))
+    assert first == f"another rank found the checkpoint at {tmp_path} damaged"
+    assert f"{path} is damaged" in second
+
+
+def score_then_load(group: Group, directory: str, shard: bool) -> list[float]:
+    """What a learner that was already in use says once it has loaded."""
+    one = learner(settings=replace(SETTINGS, shard_weights=shard), group=group)
+    one.score(table())  # the root's weights stay gathered
+    one.load(directory)
+    return one.score(table()).logprobs_N.tolist()
+
+
+@pytest.mark.parametrize("shard", [True, False])
+def test_a_learner_in_use_computes_with_what_it_loads(
+    tmp_path: Path, two_ranks: Ranks, shard: bool
+) -> None:
+    saved = trained(range(2))
+    saved.save(tmp_path)
+    wanted = saved.score(table()).logprobs_N.tolist()
+    for found in two_ranks.run(score_then_load, str(tmp_path), shard):
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_file_is_as_safetensors_writes_it(tmp_path: Path) -> None:
+    found = trained(range(1))
+    found.save(tmp_path)
+    tensors = {}
+    for role, optimizer in found.optimizers().items():
+        for slice_, exp_avg, exp_avg_sq in optimizer.moments():
+            kinds = {"parameter": slice_.local, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+            tensors |= {f"{role}/{kind}/{slice_.name}": x for kind, x in kinds.items()}
+    assert (tmp_path / "rank-00000.safetensors").read_bytes() == safetensors.torch.save(tensors)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    found = learner(settings=SETTINGS)
+    torch.manual_seed(3)
+    found.save(tmp_path)
+    want = torch.rand(5)
+    found.load(tmp_path)
+    assert torch.equal(torch.rand(5), want)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

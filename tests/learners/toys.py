@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_ray.config import PPO
 from rlhf_ray.data import schemas
@@ -18,7 +18,9 @@ from rlhf_ray.models.actor_critic import Actor, value_head_for
 VOCAB = 32
 
 
-def tiny_lm(*, seed: int = 0, vocab: int = VOCAB, layers: int = 2) -> Qwen2ForCausalLM:
+def tiny_lm(
+    *, seed: int = 0, vocab: int = VOCAB, layers: int = 2, tied: bool = True
+) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab,
@@ -28,9 +30,18 @@ def tiny_lm(*, seed: int = 0, vocab: int = VOCAB, layers: int = 2) -> Qwen2ForCa
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     return prepare(Qwen2ForCausalLM(config))
+
+
+def gpt2_in_training(*, seed: int = 0) -> GPT2LMHeadModel:
+    """With the dropout that GPT-2 comes with, on."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
+    return GPT2LMHeadModel(config).train()
 
 
 def learner(
@@ -41,8 +52,9 @@ def learner(
     group: Group | None = None,
     temperature: float = 1.0,
     seed: int = 7,
+    tied: bool = True,
 ) -> PPOLearner:
-    actor = Actor(tiny_lm())
+    actor = Actor(tiny_lm(tied=tied))
     if critic == "shared":
         actor.value_head = value_head_for(actor.model)
     own_critic = new_critic(tiny_lm(seed=1).model) if critic == "separate" else None
@@ -65,11 +77,12 @@ def table(
     seed: int = 0,
     responses: Sequence[np.ndarray] | None = None,
     scores: np.ndarray | None = None,
+    refs: Sequence[np.ndarray] | None = None,
     prompt_len: tuple[int, int] = (2, 6),
     response_len: tuple[int, int] = (1, 9),
     vocab: int = VOCAB,
 ) -> pa.Table:
-    """A joined table of random rollouts, or of the responses and scores given."""
+    """A joined table of random rollouts, or of the responses, scores and ref_logprobs given."""
     rng = np.random.default_rng(seed)
     records = []
     for i in range(rows):
@@ -94,7 +107,8 @@ def table(
             }
         )
     joined = schemas.rollout_table(records)
-    refs = [rng.normal(-3.4, 0.3, len(r["response_token_ids"])).astype(np.float32) for r in records]
+    if refs is None:
+        refs = [rng.normal(-3.4, 0.3, len(record["response_token_ids"])) for record in records]
     found = scores if scores is not None else rng.normal(size=rows)
     ids = joined.column("rollout_id").combine_chunks()
     return schemas.join(

@@ -1,9 +1,11 @@
 """Loading: what is there is loaded, what is not says what to do."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -17,8 +19,10 @@ from rlhf_ray.models.loading import (
     cast_parameters,
     check_length,
     compute_dtype,
+    damage,
     load_causal_lm,
     load_tokenizer,
+    loading,
 )
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 
@@ -68,6 +72,54 @@ def test_a_missing_directory_is_named(load, tmp_path: Path) -> None:
         load(str(tmp_path / "absent"))
     with pytest.raises(ValueError, match=r"could be loaded from"):
         load(tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+IS_POINTER = "is a git-LFS pointer, not the file that it stands for: run `git lfs pull` in"
+IS_CUT = r"is damaged or cut short \(.*\): copy or download it again"
+
+
+@pytest.fixture(scope="module", params=["model.safetensors", "pytorch_model.bin"])
+def weights(request, tmp_path_factory) -> Path:
+    """The weights of a model that lies beside them, in either format."""
+    directory = tmp_path_factory.mktemp("model")
+    model = make_decoder(MADE, hidden=64, layers=1, seed=0)
+    model.save_pretrained(directory)
+    MADE.save_pretrained(directory)
+    if request.param.endswith(".bin"):
+        torch.save(model.state_dict(), directory / request.param)
+        (directory / "model.safetensors").unlink()
+    load_causal_lm(directory)
+    return directory / request.param
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("pointer", IS_POINTER), ("cut", IS_CUT), ("empty", IS_CUT)]
+)
+@pytest.mark.parametrize("name", ["weights", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named_with_its_cause(
+    name: str, kind: str, fault: str, weights: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(weights.parent, tmp_path / "copy"))
+    file = directory / (weights.name if name == "weights" else name)
+    content = file.read_bytes()
+    file.write_bytes({"pointer": POINTER, "cut": content[: len(content) // 2], "empty": b""}[kind])
+    load = load_tokenizer if name == "tokenizer.json" else load_causal_lm
+    with pytest.raises(ValueError, match=f"^{file} {fault}"):
+        load(directory)
+
+
+def test_damage_is_told_of_what_is_read_alone(weights: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(weights.parent, tmp_path / "copy"))
+    (directory / "model.onnx").write_bytes(POINTER)
+    if weights.suffix == ".safetensors":
+        (directory / "pytorch_model.bin").write_bytes(POINTER)
+    assert damage(directory) is None and damage("owner/name") is None
+    with pytest.raises(KeyError), loading("model", directory):
+        raise KeyError("of another cause")
+    wanted = "no model could be loaded from owner/name: header too large"
+    with pytest.raises(ValueError, match=wanted), loading("model", "owner/name"):
+        raise SafetensorError("header too large")
 
 
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:

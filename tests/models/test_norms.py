@@ -9,7 +9,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
-from rlhf_ray.models.norms import _RMSNorm, use_short_norms
+from rlhf_ray.models.norms import _fused, _RMSNorm, use_short_norms
 
 SMALL = {
     "vocab_size": 97,
@@ -54,6 +54,24 @@ def test_a_model_says_and_learns_the_same(make, config):
         ours, theirs = a.grad.double().flatten(), b.grad.double().flatten()
         assert torch.cosine_similarity(ours, theirs, dim=0) > 0.999, name
     assert list(own.state_dict()) == list(short.state_dict())
+
+
+def test_the_gpus_kernel_is_the_modules_but_for_one_rounding():
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(64).to(torch.bfloat16)
+    norm.weight.data += 0.3 * torch.randn(64)
+    x_ND = torch.randn(200, 64).to(torch.bfloat16)
+    given_ND, same_ND = x_ND.clone().requires_grad_(), x_ND.clone().requires_grad_()
+    own_ND = norm(given_ND)
+    fused_ND = _fused(same_ND, norm.weight, norm.variance_epsilon)
+    assert fused_ND.dtype == torch.bfloat16
+    torch.testing.assert_close(fused_ND, own_ND, rtol=2**-7, atol=0)
+    own, fused = (
+        torch.autograd.grad(out.float().sin().sum(), [x, norm.weight])
+        for out, x in ((own_ND, given_ND), (fused_ND, same_ND))
+    )
+    for theirs, ours in zip(own, fused, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
 def test_a_copy_runs_its_own_weight():

@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhf_ray.models import attention
 from rlhf_ray.models.attention import blocks_of, packed_attention
-from rlhf_ray.models.packing import PackedRows, hidden_states, packs, use_packing
+from rlhf_ray.models.packing import PackedRows, hidden_states, packs, response_rows, use_packing
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -136,20 +136,22 @@ def oracle(q_HTD: np.ndarray, k_GTD: np.ndarray, v_GTD: np.ndarray, window: int)
     groups=st.sampled_from([1, 2, 4]),
     window=st.sampled_from([None, 1, 5, 64]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    grouped=st.booleans(),
     longest=st.sampled_from([16, 512]),
     block_cost=st.sampled_from([0, 500, 32_768]),
     multiple_of=st.sampled_from([1, 16]),
     after=st.sampled_from([0, 5]),
 )
 def test_attention_equals_the_formula_row_by_row(
-    lengths, groups, window, dtype, longest, block_cost, multiple_of, after
+    lengths, groups, window, dtype, grouped, longest, block_cost, multiple_of, after
 ) -> None:
     torch.manual_seed(sum(lengths))
     total = sum(lengths) + after
     query = torch.randn(1, 4, total, 8, dtype=dtype)
     key, value = torch.randn(2, 1, groups, total, 8, dtype=dtype)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(attention, "LONGEST", longest)
+        patched.setattr(attention, "LONGEST", 0 if grouped else longest)
+        patched.setattr(attention, "_takes_groups", lambda like: grouped)  # as on a GPU
         patched.setattr(attention, "BLOCK_COST", block_cost)
         blocks = blocks_of(lengths, CPU, multiple_of=multiple_of)
         out, _ = packed_attention(
@@ -192,6 +194,22 @@ def test_padding_is_taken_away_on_either_side() -> None:
     ids_BL, mask_BL = rows.padded(9)
     assert ids_BL.tolist() == [[7, 8], [5, 0], [4, 9]]
     assert mask_BL.tolist() == [[True, True], [True, True], [True, False]]
+
+
+def test_a_response_is_predicted_by_the_positions_before_its_tokens() -> None:
+    prompts = [np.array(row, np.int32) for row in ([5], [6, 7, 8], [9, 4])]
+    responses = [np.array(row, np.int32) for row in ([1, 2, 3], [4], [5, 6])]
+    rows, index_N, targets_N = response_rows(prompts, responses)
+    assert rows.ids_N.tolist() == [5, 1, 2, 6, 7, 8, 9, 4, 5] and rows.lengths == (3, 3, 3)
+    assert index_N.tolist() == [0, 1, 2, 5, 7, 8]
+    assert targets_N.tolist() == [1, 2, 3, 4, 5, 6]
+    assert rows.ids_N.dtype == index_N.dtype == targets_N.dtype == torch.int64
+
+
+def test_no_response_is_a_pass_over_one_token() -> None:
+    rows, index_N, targets_N = response_rows([], [])
+    assert rows.lengths == (1,) and index_N.tolist() == targets_N.tolist() == []
+    assert index_N.dtype == targets_N.dtype == torch.int64
 
 
 def test_a_model_that_packing_would_change_stays_padded() -> None:

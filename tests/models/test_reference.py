@@ -17,6 +17,7 @@ from transformers import (
 
 from rlhf_ray.data.schemas import EOS, ROLLOUT, rollout_table
 from rlhf_ray.models import reference
+from rlhf_ray.models.actor_critic import Actor
 from rlhf_ray.models.reference import ReferenceModel
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 
@@ -120,6 +121,20 @@ def test_bfloat16_is_near_float32(saved: str) -> None:
     exact = np.concatenate(rows(ReferenceModel(saved, dtype="float32").logprobs(table)))
     low = np.concatenate(rows(ReferenceModel(saved, dtype="bfloat16").logprobs(table)))
     assert 0 < np.abs(low - exact).max() < 0.1
+
+
+def test_a_model_is_cast_before_it_goes_to_its_device(
+    saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+
+    def to(actor: Actor, device: str) -> Actor:
+        moved.append({parameter.dtype for parameter in actor.parameters()})
+        return torch.nn.Module.to(actor, device)
+
+    monkeypatch.setattr(Actor, "to", to)
+    ReferenceModel(saved, dtype="bfloat16")
+    assert moved == [{torch.bfloat16}]
 
 
 def test_slices_and_empty_tables(saved: str) -> None:

@@ -186,6 +186,47 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         RewardModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "head.safetensors", "reward_model.json", "config.json", "adapter"],
+)
+def test_a_damaged_file_is_named_with_its_cause(name: str, tmp_path: Path) -> None:
+    model, base = model_of("qwen2", "last"), tmp_path / "base"
+    model.backbone.save_pretrained(base)
+    path = tmp_path / "reward"
+    if name == "adapter":
+        model = RewardModel.from_backbone(base, "last")
+        model.add_lora(rank=2, alpha=4.0)
+        name = "adapter/adapter_model.safetensors"
+    model.save_pretrained(path, base=base)
+    file = path / name
+    RewardModel.from_pretrained(path)
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"^{file} is damaged or cut short \(.*\): copy or down"):
+        RewardModel.from_pretrained(path)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(ValueError, match=rf"^{file} is a git-LFS pointer, .* in {file.parent}, or"):
+        RewardModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"pooling": "first"}', "[]"])
+def test_settings_that_are_of_no_reward_model_are_said(content: str, tmp_path: Path) -> None:
+    model_of("qwen2", "last").save_pretrained(tmp_path)
+    (tmp_path / "reward_model.json").write_text(content)
+    found = "'first'" if "first" in content else "None"
+    wanted = rf"reward_model.json gives pooling as {found}, which is none of last, mean, .* again$"
+    with pytest.raises(ValueError, match=wanted):
+        RewardModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"mean": 1', "[]"])
+def test_a_damaged_calibration_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(content)
+    wanted = rf"{tmp_path}/calibration.json is damaged \(.*\): take it away, or measure it again"
+    with pytest.raises(ValueError, match=wanted):
+        read_calibration(tmp_path)
+
+
 def test_calibration_is_kept_with_the_model(tmp_path: Path) -> None:
     assert read_calibration(tmp_path) is None
     calibration = calibrate(torch.tensor([1.0, 2.0, 3.0, 6.0]))

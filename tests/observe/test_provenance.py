@@ -26,6 +26,17 @@ def test_it_holds_hashes_versions_and_hardware(tmp_path: Path) -> None:
     assert found["command"]
 
 
+def test_a_directory_is_known_by_its_files(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for name in ("config.json", "part/weights.safetensors", ".cache/lock", "part/.hidden"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+    found = write_provenance(tmp_path / "run", {}, data_files=[model])["data"]
+    names = ("config.json", "part/weights.safetensors")
+    assert list(found) == [str(model / name) for name in names]
+    assert found[str(model / names[1])]["xxh3"] == xxhash.xxh3_128(names[1].encode()).hexdigest()
+
+
 def test_a_resumed_run_keeps_its_earlier_starts(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_provenance(tmp_path, {"seed": seed})

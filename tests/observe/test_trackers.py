@@ -1,7 +1,9 @@
 """Trackers, offline: what they leave on the disk is what was logged."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -45,6 +47,38 @@ def test_mlflow_offline(tmp_path: Path):
     assert run.info.run_name == "tracked" and run.info.status == "FINISHED"
     assert run.data.params["ppo.lr"] == "3e-05"
     assert run.data.metrics == {"sft/loss/lm": 2.5, "ppo/score/mean": 0.5}
+
+
+class Requests:
+    """In mlflow's place: what each request to its server is, and how much it holds."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def log_batch(self, run: str, *, params: list = (), metrics: list = ()) -> None:
+        self.seen.append(("params", len(params)) if params else ("metrics", len(metrics)))
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(experiment_id="0")
+
+    def create_run(self, experiment: str, run_name: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(run_id="1"))
+
+    def set_terminated(self, run: str) -> None:
+        self.seen.append(("end", 0))
+
+
+def test_mlflow_is_asked_once_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    requests = Requests()
+    mlflow, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
+    mlflow.MlflowClient = lambda tracking_uri: requests  # type: ignore[attr-defined]
+    entities.Param = entities.Metric = lambda *values: values  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    tracker = TRACKERS["mlflow"].make(tmp_path, {"ppo": {f"setting_{i}": i for i in range(150)}})
+    tracker.log("ppo", 1, {"score/mean": 0.5, "score/std": 1.0, "kl/coef": 0.1})
+    tracker.close()
+    assert requests.seen == [("params", 100), ("params", 50), ("metrics", 3), ("end", 0)]
 
 
 @needs("wandb")

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from rlhf_ray.learners import state
 from rlhf_ray.orchestration.checkpoints import CheckpointStore
+from tests.running.disks import small_disk
 
 
 def fill(value: int, size: int = 64) -> Callable[[Path], None]:
@@ -171,39 +174,30 @@ def test_a_fill_that_fails_otherwise_leaves_the_earlier_one(disk: Disk) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Disk]:
-    """A file system of 256 KiB of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not allow mounts")
-    try:
+def tight_disk(tmp_path: Path) -> Iterator[Disk]:
+    """On a file system of its own."""
+    with small_disk(tmp_path / "small", "256k") as place:
         yield Disk(place)
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk(small_disk: Disk) -> None:
-    small_disk.write(5, size=50_000)
+def test_a_full_disk(tight_disk: Disk) -> None:
+    tight_disk.write(5, size=50_000)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        small_disk.write(10, size=500_000)
+        tight_disk.write(10, size=500_000)
     assert "step-000010 could not be written" in str(caught.value)
     assert "--resume" in str(caught.value)
-    assert small_disk.names() == ["step-000005"], "the part that was written is given back"
-    found = small_disk.store.latest()
+    assert tight_disk.names() == ["step-000005"], "the part that was written is given back"
+    found = tight_disk.store.latest()
     assert found is not None and found.meta["step"] == 5
 
 
-def test_a_disk_that_became_read_only(small_disk: Disk) -> None:
-    small_disk.write(5)
-    root = str(small_disk.directory.parent)
+def test_a_disk_that_became_read_only(tight_disk: Disk) -> None:
+    tight_disk.write(5)
+    root = str(tight_disk.directory.parent)
     subprocess.run(["mount", "-o", "remount,ro", root], check=True)
     with pytest.raises(OSError, match=r"Read-only file system; the earlier ones are whole"):
-        small_disk.write(10)
-    found = small_disk.store.latest()
+        tight_disk.write(10)
+    found = tight_disk.store.latest()
     assert found is not None and found.meta["step"] == 5
 
 
@@ -216,3 +210,11 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_keeping_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint\.keep is 0.*--checkpoint\.keep 1"):
         Disk(tmp_path, keep=0)
+
+
+def test_a_learner_state_of_another_format_is_refused(tmp_path: Path) -> None:
+    found = {"format": 2, "indexes": {}}
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(found, sort_keys=True).encode())
+    (tmp_path / state.ROOT).write_text(json.dumps({"state": found, "xxh3": digest}))
+    with pytest.raises(ValueError, match="has format 2, this code reads 1: resume with"):
+        state.verify(tmp_path)

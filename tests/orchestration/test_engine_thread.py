@@ -81,9 +81,9 @@ class Harness:
         self.thread = EngineThread(lambda: self.engine, on_failure=self.failures.append)
         self.callers = ThreadPoolExecutor(8)
 
-    def generate(self, **lengths: int) -> Any:
+    def generate(self, epoch: int = 0, **lengths: int) -> Any:
         requests = [Request(int(name[1:]), (1,) * n, seed=0) for name, n in lengths.items()]
-        return self.callers.submit(self.thread.generate, requests)
+        return self.callers.submit(self.thread.generate, requests, epoch=epoch)
 
     def hold(self, **lengths: int) -> Any:
         """Generate, with the engine held inside its first step."""
@@ -180,16 +180,24 @@ def test_an_engine_that_cannot_be_made() -> None:
         thread.call(lambda engine: None)
 
 
-def test_an_aborted_shard_is_cancelled_and_others_go_on(harness: Harness) -> None:
-    gone, stays = harness.hold(r1=50, r2=50), harness.generate(r3=3)
-    abort = harness.callers.submit(harness.thread.abort, [1, 2, 99])
+def test_what_is_of_a_void_epoch_is_cancelled_and_the_rest_goes_on(harness: Harness) -> None:
+    gone, stays = harness.hold(r1=50, r2=50), harness.generate(epoch=1, r3=3)
+    void = harness.callers.submit(harness.thread.void, 1)
     harness.engine.gate.set()
-    abort.result(PATIENCE)
+    void.result(PATIENCE)
     with pytest.raises(CancelledError):
         gone.result(PATIENCE)
     assert stays.result(PATIENCE)[0].rollout_id == 3
-    again = harness.generate(r1=1, r2=1).result(PATIENCE)
+    again = harness.generate(epoch=1, r1=1, r2=1).result(PATIENCE)
     assert [completion.rollout_id for completion in again] == [1, 2], "the same ids, asked anew"
+
+
+def test_what_comes_after_its_epoch_was_voided_is_never_begun(harness: Harness) -> None:
+    harness.thread.void(1)
+    with pytest.raises(CancelledError):
+        harness.generate(r1=2).result(PATIENCE)
+    assert harness.generate(epoch=1, r1=2).result(PATIENCE)[0].rollout_id == 1
+    assert harness.engine.events.count("submit [1]") == 1
 
 
 def test_the_heartbeat_stops_while_the_engine_wedges(harness: Harness) -> None:

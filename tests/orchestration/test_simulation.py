@@ -8,14 +8,16 @@ version.
 import random
 
 import pytest
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
 from rlhf_ray.orchestration.ledger import BatchKey
 from rlhf_ray.orchestration.lifecycle import State
 from rlhf_ray.orchestration.members import Published
+from rlhf_ray.orchestration.reactor import Late
 from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, SimulatedStage, simulate
 from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator, World
+from rlhf_ray.weights.object_store import VersionGone
 
 ROUGH = Faults(mean_life=200.0, slow_beat=0.05, slow_beat_s=8.0, bad_start=0.15, lost_scores=0.02)
 STEPS, PROMPTS, SAMPLES = 8, 48, 2
@@ -135,6 +137,72 @@ def test_a_wedged_engine_is_found_though_its_process_answers() -> None:
     timeout = started.run.scenario.heartbeat_timeout
     assert abs(started.until(lambda: victim.ended_at < NEVER) - timeout) <= 2
     started.run._check(0, started.run.rollouts.take(0))
+
+
+def test_a_shard_that_is_never_finished_goes_to_another_by_its_deadline() -> None:
+    started = Started(Scenario(generators=2))
+    victim = started.live()[0]
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) == 4)
+    victim._forget()
+    limit = started.run.scenario.shard_timeout
+    assert limit <= started.until(lambda: victim.ended_at < NEVER) <= limit + 2
+    assert "shard not finished in 200 s" in faults(started.run.measured.log)[0]
+    started.run._check(0, started.run.rollouts.take(0))
+
+
+def test_a_load_longer_than_a_silence_is_no_silence() -> None:
+    started = Started(Scenario(generators=2, pace=Pace(load=45.0)))
+    started.run._publish(Version(0, 1))
+    started.until(lambda: started.pool.serving() == 2)
+    assert started.pool.restarts == 0
+
+
+def test_a_stopped_process_is_found_while_it_loads() -> None:
+    started = Started(Scenario(generators=1, pace=Pace(load=50.0)))
+    (victim,) = started.live()
+    started.run._publish(Version(0, 1))
+    victim._stop()
+    assert started.until(lambda: victim.ended_at < NEVER) <= 22
+
+
+def test_nobody_is_silent_for_a_driver_that_did_not_listen() -> None:
+    started = Started(Scenario(generators=3))
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    started.world.away(60.0)  # it writes a file, say
+    started.run._check(0, started.run.rollouts.take(0))
+    assert started.pool.restarts == 0
+
+
+def test_where_there_is_no_room_for_the_first_the_run_ends_and_says_so(monkeypatch) -> None:
+    late = Late("generator-0 did not finish `start` in 60 s")
+    monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(60, error=late))
+    monkeypatch.setattr(SimGenerator, "lacking", lambda made: "it needs 2 CPUs, and none is free")
+    with pytest.raises(ValueError, match="could be started: it needs 2 CPUs, and none is free"):
+        Started(Scenario(generators=1))
+
+
+def test_starts_that_hang_are_given_up_in_the_end(monkeypatch) -> None:
+    monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(NEVER))
+    with pytest.raises(RuntimeError, match=r"every generator has died.*`start` in 300 s"):
+        Started(Scenario(generators=1, start_timeout=300.0))
+
+
+def test_anothers_error_is_not_taken_for_that_of_what_is_waited_for() -> None:
+    started = Started(Scenario(generators=1))
+    reactor, world = started.run.reactor, started.world
+
+    def raise_it(outcome) -> None:
+        raise outcome.error
+
+    reactor.when(world.later(1.0, error=RayActorError()), raise_it, who="r", what="x", timeout=9)
+    with pytest.raises(RayActorError):
+        reactor.outcomes([world.later(5.0)], who=["learner-0"], what="update", timeout=9)
+    (own,) = reactor.outcomes(
+        [world.later(1.0, error=RayActorError())], who=["learner-0"], what="update", timeout=9
+    )
+    assert isinstance(own.error, RayActorError)
 
 
 def test_a_killed_generator_serves_again_after_one_start() -> None:
@@ -284,7 +352,7 @@ def test_all_rest_who_are_still_there(fault: str | None) -> None:
 def test_a_generator_whose_version_is_gone_waits_for_the_next() -> None:
     started = Started(Scenario(generators=1))
     (made,) = started.live()
-    gone = ObjectLostError("00" * 28, None, "")
+    gone = VersionGone("version 0.1 is gone")
     load, made.load = made.load, lambda published: started.world.later(0.1, error=gone)
     started.run._publish(Version(0, 1))
     began = started.world.now

@@ -77,8 +77,8 @@ def not_a_list(prompts, responses):
 def text(prompts, responses):
     return "5" * len(prompts)
 
-def slow_together(prompts, responses):
-    time.sleep(0.2 * len(prompts))
+def only_alone(prompts, responses):
+    time.sleep(1e6 if len(prompts) > 1 else 0)
     return [float(len(r)) for r in responses]
 '''
 
@@ -158,8 +158,6 @@ FAULTS = {
     "exit": "raised SystemExit: 3",
     "leave": r"ended its process \(exit code 0\)",
     "kill": r"ended its process \(killed by signal 9\)",
-    "hang": "did not return within 0.3 s",
-    "spin": "did not return within 0.3 s",
     "nan": "returned nan, which is not a finite float32",
     "inf": "returned -inf, which is not a finite float32",
     "big": r"returned 1e\+39, which is not a finite float32",
@@ -172,7 +170,7 @@ FAULTS = {
 def test_each_fault_is_found_named_and_survived(make, fault: str) -> None:
     """One reward a policy, the faulty sample in the middle; afterwards it serves as before."""
     for on_error, valid, score in [("fail", None, None), ("drop", False, 0), ("default", True, -2)]:
-        reward = make("faulty", timeout_s=0.3, on_error=on_error, default=-2.0)
+        reward = make("faulty", on_error=on_error, default=-2.0)
         if on_error == "fail":
             with pytest.raises(ValueError, match=FAULTS[fault]) as caught:
                 reward(batch("ab", fault, "abc"))
@@ -187,36 +185,40 @@ def test_each_fault_is_found_named_and_survived(make, fault: str) -> None:
 
 def test_the_first_fault_of_the_batch_is_named_whichever_process_meets_it(make) -> None:
     reward = make("faulty", timeout_s=0.5, processes=2)
-    with pytest.raises(ValueError, match=r"did not return within 0\.5 s, for prompt 'prompt 1'"):
-        reward(batch("ab", "hang", "raise", "nan"))
+    with pytest.raises(ValueError, match=r"did not return within 0\.5 s, for prompt 'prompt 0'"):
+        reward(batch("hang", "ab", "raise", "nan"))
 
 
-def test_a_hung_process_is_replaced_and_its_neighbour_is_not(make) -> None:
-    reward = make("faulty", timeout_s=0.5, processes=2, on_error="drop")
+# Seconds. What is well returns long before, however busy the machine; each hang costs as many.
+PATIENT = 3.0
+
+
+def test_hung_processes_are_replaced_and_their_neighbour_is_not(make) -> None:
+    reward = make("faulty", timeout_s=PATIENT, processes=3, on_error="drop")
     before = reward._pool.pids()
-    assert reward(batch("hang", "fine")).valid.tolist() == [False, True]
+    assert reward(batch("hang", "spin", "fine")).valid.tolist() == [False, False, True]
     after = reward._pool.pids()
     assert len(set(before) & set(after)) == 1
     assert gone(list(set(before) - set(after)))
+    assert reward(batch("a", "bb", "ccc")).scores.tolist() == [1, 2, 3]
 
 
 def test_a_function_that_always_hangs_is_not_asked_for_every_sample(
     make, tmp_path: Path, monkeypatch
 ) -> None:
+    """Each third goes to a process as one call; the samples of one that hangs are called alone."""
     calls = tmp_path / "calls"
     monkeypatch.setenv("CALLS", str(calls))
-    reward = make("faulty", timeout_s=0.3, on_error="drop")
-    assert reward(batch(*["hang"] * 8, "fine")).valid.tolist() == [False] * 9
-    assert calls.read_text().split() == ["9", "1", "1", "1"]
-    calls.unlink()
-    found = reward(batch("fine", "hang", "hang", "hang", "hang", "fine"))
-    assert found.valid.tolist() == [True, False, False, False, False, True]
-    assert calls.read_text().split() == ["6", "1", "1", "1", "1"]
+    reward = make("faulty", timeout_s=PATIENT, processes=3, on_error="drop")
+    found = reward(batch(*["hang"] * 3, "fine", "fine", "hang", "hang", "fine", *["fine"] * 4))
+    always, sometimes, never = [False] * 4, [True, False, False, True], [True] * 4
+    assert found.valid.tolist() == always + sometimes + never
+    assert sorted(calls.read_text().split()) == ["1"] * 5 + ["4"] * 2
 
 
 def test_what_a_hung_function_started_dies_with_it(make, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FAMILY", str(tmp_path / "family"))
-    reward = make("faulty", timeout_s=1.0, on_error="drop")
+    reward = make("faulty", timeout_s=PATIENT, on_error="drop")
     assert reward(batch("family")).valid.tolist() == [False]
     assert gone([int((tmp_path / "family").read_text())])
 
@@ -238,7 +240,7 @@ def test_the_wrong_number_or_kind_of_scores_fails(make, function: str, fault: st
 
 
 def test_a_batch_too_slow_as_a_whole_is_scored_one_by_one(make) -> None:
-    result = make("slow_together", timeout_s=0.6)(batch("a", "bb", "ccc", "dddd"))
+    result = make("only_alone", timeout_s=PATIENT)(batch("a", "bb", "ccc", "dddd"))
     assert result.scores.tolist() == [1, 2, 3, 4] and result.valid.all()
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import runpy
 import sys
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -24,8 +23,8 @@ from rlhf_ray.models.reward_model import (
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.rewards.combine import build
 from rlhf_ray.rewards.scorer import Scorer
+from tests.running.here import job_here
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "score.py"
 PROMPTS = ["Name a tea.", "", "Name a tea."]
 RESPONSES = ["Oolong.", "It broke at once.", "No, and never again."]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -125,13 +124,6 @@ def test_calibrated_members_use_their_own_scale(ensemble: Path, tmp_path: Path) 
     assert [scale.mean for scale in read_ensemble(tmp_path).scales] == [7.0, 8.0]
 
 
-def job(*args: str) -> int:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["score.py", *args])
-        runpy.run_path(str(JOB), run_name="__main__")
-    return ended.value.code
-
-
 def test_the_job_writes_a_table_and_json_lines(model: Path, tmp_path: Path, capsys) -> None:
     rows = [{"prompt": p, "response": r} for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -139,12 +131,12 @@ def test_the_job_writes_a_table_and_json_lines(model: Path, tmp_path: Path, caps
     common = ("--model", str(model), "--dtype", "float32")
     out = str(tmp_path / "scores.jsonl")
     args = ("--format", "jsonl", "--out", out, "--batch", "2", str(tmp_path / "a.jsonl"))
-    assert job(*common, *args) == 0
+    assert job_here("score", *common, *args) == 0
     assert "2/3 scored" in capsys.readouterr().err
     written = [json.loads(line) for line in Path(out).read_text().splitlines()]
     assert [{k: row[k] for k in ("prompt", "response")} for row in written] == rows
     np.testing.assert_allclose([row["score"] for row in written], expected, atol=1e-5)
-    assert job(*common, str(tmp_path / "a.jsonl")) == 0
+    assert job_here("score", *common, str(tmp_path / "a.jsonl")) == 0
     table = capsys.readouterr().out.splitlines()
     assert [float(line.split()[0]) for line in table] == [
         pytest.approx(s, abs=1e-4) for s in expected.tolist()
@@ -164,7 +156,8 @@ def test_the_job_reads_the_standard_input(
 ) -> None:
     lines = RESPONSES if form == "lines" else [json.dumps({"text": text}) for text in RESPONSES]
     feed(monkeypatch, mark + "\n".join(lines).encode())
-    assert job("--model", str(model), "--dtype", "float32", "--format", "jsonl", "-") == 0
+    common = ("--model", str(model), "--dtype", "float32")
+    assert job_here("score", *common, "--format", "jsonl", "-") == 0
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["response"] for row in written] == RESPONSES
     expected = Scorer(model, dtype="float32").texts(RESPONSES)
@@ -174,13 +167,69 @@ def test_the_job_reads_the_standard_input(
 def test_a_bad_row_of_the_standard_input_is_a_bad_row(model: Path, monkeypatch, capsys) -> None:
     content = b"fine\n\xff\xfe\nalso fine\n"
     common = ("--model", str(model), "--format", "jsonl", "-")
+    fault = "the standard input:2: not UTF-8 text (byte 0 of the line)"
     feed(monkeypatch, content)
-    assert job(*common) == 2
-    assert "stdin.txt:2: not UTF-8 text" in capsys.readouterr().err
+    assert job_here("score", *common) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {fault}. Mend the row, or skip such rows: --on-bad-row skip\n"
     feed(monkeypatch, content)
-    assert job(*common, "--on-bad-row", "skip") == 0
-    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert job_here("score", *common, "--on-bad-row", "skip") == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"1 bad row skipped, the first: {fault}\n"
+    written = [json.loads(line) for line in shown.out.splitlines()]
     assert [row["response"] for row in written] == ["fine", "also fine"]
+    feed(monkeypatch, b"\xff\n")
+    assert job_here("score", *common, "--on-bad-row", "skip") == 2
+    assert "error: the standard input holds no text: its one row is bad" in capsys.readouterr().err
+
+
+def test_calibration_minds_what_is_said_of_bad_rows(tmp_path: Path, capsys) -> None:
+    model = write_model(tmp_path / "reward")
+    path = tmp_path / "s.jsonl"
+    good = json.dumps({"prompt": "", "responses": RESPONSES})
+    path.write_text(f'{{"prompt": 3, "responses": ["a"]}}\n{good}\n')
+    args = ("--model", str(model), "--calibrate", str(path))
+    assert job_here("score", *args) == 2
+    said = capsys.readouterr().err
+    assert f"{path}:1: 'prompt' is a number" in said and said.endswith(": --on-bad-row skip\n")
+    assert job_here("score", *args, "--on-bad-row", "skip") == 0
+    assert f"1 bad row skipped, the first: {path}:1: 'prompt' is" in capsys.readouterr().err
+    assert read_calibration(model).samples == 3
+
+
+def test_the_job_scores_conversations_and_columns_of_other_names(tmp_path: Path, capsys) -> None:
+    model = write_model(tmp_path / "reward", template=TEMPLATE)
+    asked = [{"role": "user", "content": PROMPTS[0]}]
+    answered = [*asked, {"role": "assistant", "content": RESPONSES[0]}]
+    rows = [{"messages": answered}, {"question": PROMPTS[0], "answer": RESPONSES[0]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ("--model", str(model), "--dtype", "float32", "--format", "jsonl")
+    columns = ("--prompt-column", "question", "--response-column", "answer")
+    assert job_here("score", *common, *columns, str(tmp_path / "a.jsonl")) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["prompt"], first["response"]) == (
+        "\n\nuser: Name a tea.\n\nassistant:",
+        " Oolong.",
+    )
+    expected = Scorer(model, dtype="float32")([PROMPTS[0]], [RESPONSES[0]])[0]
+    assert first["score"] == second["score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_job_tells_of_conversations_that_the_template_refuses(tmp_path: Path, capsys) -> None:
+    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}"
+    model = write_model(tmp_path / "reward", template=refusing + "{% endif %}{% endfor %}<a>")
+    turns = [{"role": role, "content": "q"} for role in ("system", "user", "assistant")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": part}) for part in (turns[1:], turns)))
+    args = ("--model", str(model), str(path))
+    assert job_here("score", *args) == 2
+    assert f"{path}:2: the chat template refuses" in (said := capsys.readouterr().err)
+    assert said.endswith(": --on-bad-row skip\n")
+    assert job_here("score", *args, "--on-bad-row", "skip") == 0
+    assert f"1 bad row skipped, the first: {path}:2:" in capsys.readouterr().err
+    path.write_text(json.dumps({"messages": turns}))
+    assert job_here("score", *args, "--on-bad-row", "skip") == 2
+    assert "holds no text that can be scored: its one row is bad" in capsys.readouterr().err
 
 
 def test_the_job_calibrates_with_a_tokenizer_that_runs_its_own_code(
@@ -201,9 +250,9 @@ def test_the_job_calibrates_with_a_tokenizer_that_runs_its_own_code(
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "s.jsonl").write_text(json.dumps({"prompt": "", "responses": RESPONSES}))
     args = ("--model", str(model), "--calibrate", str(tmp_path / "s.jsonl"))
-    assert job(*args) == 2
+    assert job_here("score", *args) == 2
     assert "custom code" in capsys.readouterr().err
-    assert job(*args, "--trust-remote-code") == 0
+    assert job_here("score", *args, "--trust-remote-code") == 0
     assert read_calibration(model).samples == 3
 
 
@@ -212,22 +261,22 @@ def test_the_job_calibrates_and_then_tells_deviations(tmp_path: Path, capsys) ->
     samples = [{"prompt": PROMPTS[0], "responses": RESPONSES}, {"prompt": "", "responses": ["a"]}]
     (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, samples)))
     common = ("--model", str(model), "--dtype", "float32")
-    assert job(*common, "--calibrate", str(tmp_path / "s.jsonl")) == 0
+    assert job_here("score", *common, "--calibrate", str(tmp_path / "s.jsonl")) == 0
     scores = Scorer(model, dtype="float32")([PROMPTS[0]] * 3 + [""], [*RESPONSES, "a"])
     found = read_calibration(model)
     assert found.mean == pytest.approx(scores.mean(), abs=1e-5) and found.samples == 4
     assert found.std == pytest.approx(scores.std(), abs=1e-5)
     (tmp_path / "a.txt").write_text("a")
     capsys.readouterr()
-    assert job(*common, "--format", "jsonl", str(tmp_path / "a.txt")) == 0
+    assert job_here("score", *common, "--format", "jsonl", str(tmp_path / "a.txt")) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["deviations"] == pytest.approx((row["score"] - found.mean) / found.std)
 
 
 def test_what_the_job_cannot_do_it_says(model: Path, capsys) -> None:
-    assert job("--model", str(model)) == 2
+    assert job_here("score", "--model", str(model)) == 2
     assert "give a FILE to score" in capsys.readouterr().err
-    assert job("--model", str(model.parent), "a.txt") == 2
+    assert job_here("score", "--model", str(model.parent), "a.txt") == 2
     assert "no tokenizer" in capsys.readouterr().err
-    assert job("--model", str(model), "--batch", "0", "a.txt") == 2
+    assert job_here("score", "--model", str(model), "--batch", "0", "a.txt") == 2
     assert "--batch is 0 rows scored at a time: give at least 1" in capsys.readouterr().err

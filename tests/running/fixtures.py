@@ -3,87 +3,92 @@
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.running.heads import answers, free_ports, start_node, wait_until
 from tests.running.jobs import STEPS, TINY, fingerprint, processes_with, succeed, wait_for
 
-# All ports are the tests' own: another Ray on this machine has the usual ones.
-PORT, DASHBOARD, METRICS, AGENT, CLIENT = range(26379, 26384)
+
+@dataclass(frozen=True)
+class Ports:
+    """Those of the tests' Ray."""
+
+    gcs: int
+    dashboard: int
+    metrics: int
+    agent: int
+    client: int
+
+
+@pytest.fixture(scope="session")
+def ports() -> Ports:
+    """Free ones: another Ray on this machine may have the usual ones."""
+    return Ports(*free_ports(5))
 
 
 @pytest.fixture(scope="session")
 def ray_home() -> Iterator[Path]:
     """Ray's own directory. Short: a socket's path holds 107 characters, and Ray adds 60."""
-    with tempfile.TemporaryDirectory(prefix="ray") as home:
+    # Its processes may still write as they end.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as home:
         yield Path(home)
 
 
 @pytest.fixture(scope="session")
-def ray_address(ray_home: Path) -> Iterator[str]:
+def ray_address(ray_home: Path, ports: Ports) -> Iterator[str]:
     """A Ray head of its own, with a token, ended with the session; found through RAY_ADDRESS."""
-    ray = str(Path(sys.executable).parent / "ray")
+    log = ray_home / "head.log"
+    options = [f"--port={ports.gcs}", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+    options += [f"--dashboard-port={ports.dashboard}", f"--metrics-export-port={ports.metrics}"]
+    options += [f"--dashboard-agent-listen-port={ports.agent}"]
+    options += [f"--ray-client-server-port={ports.client}", f"--temp-dir={ray_home}"]
+    places = {
+        # A job's `python` is looked up in the PATH that Ray was started with.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_metrics_report_interval_ms": "1000",
+    }
     with pytest.MonkeyPatch.context() as env:
         env.setenv("RAY_AUTH_MODE", "token")
         env.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        options = [f"--port={PORT}", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
-        options += [f"--dashboard-port={DASHBOARD}", f"--metrics-export-port={METRICS}"]
-        options += [f"--dashboard-agent-listen-port={AGENT}", f"--ray-client-server-port={CLIENT}"]
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--block", *options, f"--temp-dir={ray_home}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # A job's `python` is looked up in the PATH that Ray was started with.
-            env=os.environ
-            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            | {"RAY_metrics_report_interval_ms": "1000"},
-        )
-        address = f"127.0.0.1:{PORT}"
+        head = start_node("--head", *options, log=log, **places)
         try:
-            _wait_until_up(ray, address)
-            env.setenv("RAY_ADDRESS", address)
-            yield address
+            wait_until(lambda: answers(ports.gcs), head, log)
+            env.setenv("RAY_ADDRESS", f"127.0.0.1:{ports.gcs}")
+            yield f"127.0.0.1:{ports.gcs}"
         finally:
             head.terminate()
             head.wait(timeout=30)
 
 
-def _wait_until_up(ray: str, address: str) -> None:
-    for _ in range(30):
-        asked = [ray, "status", f"--address={address}"]
-        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
-            return
-    raise AssertionError(f"no Ray came up at {address}")
-
-
 @pytest.fixture(scope="session")
-def job_server(ray_address: str) -> str:
+def job_server(ray_address: str, ports: Ports) -> str:
     """Where jobs are submitted to that Ray; the dashboard is up a few seconds after it."""
-    address = f"http://127.0.0.1:{DASHBOARD}"
+    address = f"http://127.0.0.1:{ports.dashboard}"
 
-    def answers() -> bool:
+    def is_up() -> bool:
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return True
         except OSError:
             return False
 
-    wait_for(answers, seconds=60, why="no dashboard came up")
+    wait_for(is_up, seconds=60, why="no dashboard came up")
     return address
 
 
 @pytest.fixture(scope="session")
-def metrics_page(ray_address: str) -> str:
+def metrics_page(ray_address: str, ports: Ports) -> str:
     """What Prometheus reads of that Ray's node."""
-    return f"http://127.0.0.1:{METRICS}/metrics"
+    return f"http://127.0.0.1:{ports.metrics}/metrics"
 
 
 @pytest.fixture(scope="session")

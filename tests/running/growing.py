@@ -5,7 +5,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.running.nodes import ADDRESS, MEMORY, Nodes, several_nodes
+from tests.running.heads import free_ports
+from tests.running.nodes import MEMORY, Nodes, several_nodes
 
 HEAD, HEAD_KIND = "f" * 51 + "00000", "ray.head.default"  # as the provider below takes it
 ENVIRONMENT = {
@@ -20,7 +21,6 @@ ENVIRONMENT = {
 PROVIDER = {
     "type": "external",
     "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-    "gcs_address": ADDRESS,
     "head_node_id": HEAD,
     "launch_multiple": True,
     "disable_node_updaters": True,
@@ -37,14 +37,15 @@ EMPTY = (  # what the launcher fills in before it hands the file to Ray
 def growing_nodes(kinds: dict[str, dict[str, float]]) -> Iterator[Nodes]:
     """Such a Ray for the block: a head without CPUs, and up to two nodes of each kind, as they are
     asked for. kinds: the resources of each."""
+    (port,) = free_ports(1)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(_launcher_file(kinds), file)
+        json.dump(_launcher_file(kinds, f"127.0.0.1:{port}"), file)
         file.flush()
-        with several_nodes(f"--autoscaling-config={file.name}", **ENVIRONMENT) as nodes:
+        with several_nodes(f"--autoscaling-config={file.name}", port=port, **ENVIRONMENT) as nodes:
             yield nodes
 
 
-def _launcher_file(kinds: dict[str, dict[str, float]]) -> dict[str, object]:
+def _launcher_file(kinds: dict[str, dict[str, float]], address: str) -> dict[str, object]:
     workers = {
         kind: {
             "resources": resources | {"object_store_memory": MEMORY},
@@ -59,7 +60,7 @@ def _launcher_file(kinds: dict[str, dict[str, float]]) -> dict[str, object]:
         "cluster_name": "growing",
         "max_workers": 2 * len(kinds),
         "idle_timeout_minutes": 0.1,
-        "provider": PROVIDER,
+        "provider": PROVIDER | {"gcs_address": address},
         "available_node_types": head | workers,
         "head_node_type": HEAD_KIND,
         "auth": {},

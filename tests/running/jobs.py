@@ -73,14 +73,16 @@ def succeed(name: str, *args: str, **env: str) -> str:
     return done.out
 
 
-def wait_for(what: Callable[[], Any], *, seconds: float = 150, why: str = "") -> Any:
-    """What `what()` returns once it is true."""
+def wait_for(
+    what: Callable[[], Any], *, seconds: float = 150, why: str | Callable[[], str] = ""
+) -> Any:
+    """What `what()` returns once it is true. why: what to say when it never is."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"waited {seconds} s in vain: {why}")
+    raise AssertionError(f"waited {seconds} s in vain: {why() if callable(why) else why}")
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -102,14 +104,25 @@ def rows(run: Path, phase: str = "ppo") -> list[dict[str, Any]]:
 def actor_processes(role: str = "") -> list[psutil.Process]:
     """Living processes of the actors of a role, or of all: Ray titles them `ray::<class>…`.
 
-    Only one run is alive at a time on the tests' Ray.
+    Only those of the Ray at RAY_ADDRESS, the tests' own, on which one run is alive at a time.
     """
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        title = " ".join(process.info["cmdline"] or ())
-        if re.match(rf"ray::{role.title()}\w*Actor", title):
-            found.append(process)
-    return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+    of_nodes = "--gcs-address=", ":" + os.environ["RAY_ADDRESS"].rpartition(":")[2]
+    there = list(psutil.process_iter(["cmdline", "ppid", "status"]))
+    # A worker's own arguments are its title, and the title has been written over its environment.
+    nodes = {
+        process.pid
+        for process in there
+        for argument in process.info["cmdline"] or ()
+        if argument.startswith(of_nodes[0]) and argument.endswith(of_nodes[1])
+    }
+    title = re.compile(rf"ray::{role.title()}\w*Actor")
+    return [
+        process
+        for process in there
+        if process.info["ppid"] in nodes
+        and title.match(" ".join(process.info["cmdline"] or ()))
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 def processes_with(argument: str) -> list[psutil.Process]:

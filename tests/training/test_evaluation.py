@@ -65,6 +65,17 @@ def test_a_reward_that_never_differs_is_refused() -> None:
     assert "gives 0.25 to all 2 responses" in message and "Check the reward's sources" in message
 
 
+def test_rewards_that_differ_by_rounding_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="to all 2 responses"):
+        calibrate([sample(1.0, [1]), sample(1.0 + 1e-12, [2])])
+
+
+def test_a_reward_that_drops_everything_is_named() -> None:
+    with pytest.raises(ValueError, match="dropped all responses of the reference policy") as caught:
+        calibrate([])
+    assert "look at its function, or at `on_error`" in str(caught.value)
+
+
 def test_bigrams() -> None:
     assert distinct_bigrams([[1, 2, 3], [1, 2, 4]]) == pytest.approx(3 / 4)
     assert distinct_bigrams([[1], []]) == 0.0

@@ -1,5 +1,6 @@
 """A run's directory has one owner at a time, and none once its process is gone."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.config import Config, Run
+from rlhf_ray.observe.console import Console
 from rlhf_ray.training.ownership import owned
+from rlhf_ray.training.strength_run import measure_strength
 
 HOLD = """
 import sys, time
@@ -45,3 +49,9 @@ def test_the_directory_may_be_removed_meanwhile(tmp_path: Path) -> None:
         run.rmdir()
         with pytest.raises(ValueError, match="another process"), owned(run):
             pass
+
+
+def test_strength_is_measured_by_one_process_at_a_time(tmp_path: Path) -> None:
+    config = Config(run=Run(root=str(tmp_path), name="one"))
+    with owned(config.dir), pytest.raises(ValueError, match="another process works in"):
+        measure_strength(config, Console("one", stream=io.StringIO()))

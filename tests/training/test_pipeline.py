@@ -1,14 +1,19 @@
-"""What the pipeline settles before anything expensive begins: paths and prompts."""
+"""What is settled before anything expensive begins: paths and prompts."""
 
 import dataclasses
+import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlhf_ray.config import PPO, Config, Data, Model, Reward, RewardSource, Run
+from rlhf_ray.config import PPO, SFT, Config, Data, Model, Reward, RewardSource, Run
 from rlhf_ray.models.tiny import make_tokenizer
-from rlhf_ray.orchestration.side_by_side import side_by_side
-from rlhf_ray.training.pipeline import Phases, resolve
+from rlhf_ray.observe.console import Console
+from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.training.paths import files_of, resolve
+from rlhf_ray.training.pipeline import Phases, claimed, read_run
 
 
 @pytest.fixture
@@ -47,6 +52,42 @@ def test_every_path_is_absolute_wherever_it_is_read(config: Config) -> None:
         resolve(dataclasses.replace(config, reward=missing))
 
 
+@pytest.mark.parametrize(
+    "path", ["runs/nosuch", "policy/deeper", "no/such/model", "texts.CSV", "texts.jsonl.gz"]
+)
+def test_what_can_only_be_a_path_is_no_name_of_a_hub(config: Config, path: str) -> None:
+    Path("runs").mkdir()
+    with pytest.raises(ValueError, match=rf"model\.path {path}: there is no such file"):
+        resolve(dataclasses.replace(config, model=Model(path=path)))
+
+
+def test_a_run_that_is_replaced_is_back_where_its_successor_never_began(config: Config) -> None:
+    old = config.dir / "checkpoints" / "step-4"
+    old.mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a PPO run already"), claimed(config, resume=False):
+        pass
+    anew = dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=True))
+    with pytest.raises(ValueError, match="a fault"), claimed(anew, resume=False):
+        (config.dir / "sft").mkdir(parents=True)
+        raise ValueError("a fault")
+    assert old.is_dir() and not (config.dir / "sft").exists()
+    with claimed(anew, resume=False) as discard_old:
+        assert not config.dir.exists()
+        discard_old()
+        (config.dir / "sft").mkdir(parents=True)
+    assert not old.exists() and (config.dir / "sft").is_dir()
+    assert [path.name for path in config.dir.parent.iterdir()] == [config.dir.name]
+
+
+def test_a_run_that_lay_aside_when_its_process_was_killed_is_put_back(config: Config) -> None:
+    aside = config.dir.with_name(f".{config.dir.name}.replaced")
+    (aside / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a PPO run already"), claimed(config, resume=False):
+        pass
+    with claimed(config, resume=True):
+        assert (config.dir / "checkpoints").is_dir()
+
+
 def test_the_demonstration_keeps_what_is_given(config: Config) -> None:
     data = Data(heldout_prompts="prompts.txt")
     found = resolve(dataclasses.replace(config, data=data, model=Model()))
@@ -54,6 +95,44 @@ def test_the_demonstration_keeps_what_is_given(config: Config) -> None:
     assert found.data.prompts and Path(found.data.prompts).parent.name == "data"
 
 
-def test_no_call_has_no_rows() -> None:
-    """An ensemble whose members were all trained before it was killed."""
-    assert not list(side_by_side(None, [], plan=None, name="", log=print))  # type: ignore[arg-type]
+def test_what_a_phase_took_is_known_to_the_next_start(config: Config) -> None:
+    config = dataclasses.replace(config, model=Model())
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"step": 1, "total": 1, "loss/lm": 2.0, "bad_rows": 3}
+        (config.dir / "sft").mkdir(parents=True)
+
+    with RunLog(config.dir) as log:
+        first = Phases(config, None, log, Console("demo", stream=io.StringIO()))  # type: ignore[arg-type]
+        first._show("sft", rows())
+    assert first.bad_rows == 3 and first.seconds["sft"] > 0
+    shown = io.StringIO()
+    again = Phases(config, None, None, Console("demo", stream=shown))  # type: ignore[arg-type]
+    assert again.sft() == str(config.dir / "sft")
+    assert (again.seconds, again.bad_rows) == (first.seconds, 3)
+    assert "is there already (--run.overwrite makes it anew)" in shown.getvalue()
+    skipped = dataclasses.replace(config, sft=SFT(epochs=0), model=Model(path="policy"))
+    other = Phases(skipped, None, None, None)  # type: ignore[arg-type]
+    assert (other.sft(), other.seconds) == ("policy", {})
+
+
+@pytest.mark.parametrize("name", ["absent.ndjson", "ABSENT.TXT"])
+def test_a_file_of_any_kind_that_is_read_must_be_there(config: Config, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"--data\.prompts {name}: there is no such file"):
+        resolve(dataclasses.replace(config, data=Data(prompts=name)))
+
+
+def test_what_a_run_reads_is_named_part_by_part(config: Config) -> None:
+    for name in ("a.tsv", "b.jsonl"):
+        Path(name).write_text("")
+    Path("saved").mkdir()
+    data = Data(preferences="a.tsv=2,b.jsonl", prompts="saved:train", texts="some-org/some-data")
+    sources = (RewardSource(model="policy"), RewardSource(classifier="some-org/some-model"))
+    found = resolve(dataclasses.replace(config, data=data, reward=Reward(sources=sources)))
+    named = {path.name for path in files_of(found)}
+    assert named == {"a.tsv", "b.jsonl", "saved", "policy"}
+
+
+def test_resuming_where_there_is_no_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"demo holds no run to resume: start one without --resu"):
+        read_run(tmp_path / "demo")

@@ -1,8 +1,6 @@
 """Reward modelling as a user runs it, on Ray: an ensemble, preference strength, samples."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +11,10 @@ from rlhf_ray.models.ensemble import member_name, read_ensemble
 from rlhf_ray.models.reward_model import RewardModel, read_calibration
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.rewards.scorer import Scorer
+from tests.running.here import job_here
 from tests.training.worlds import write_lists
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
 PNG = b"\x89PNG"
-
-
-def job(name: str, *args: str) -> int:
-    """Exit code of the job."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", [name, *args])
-        runpy.run_path(str(JOBS / name), run_name="__main__")
-    return ended.value.code
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +34,7 @@ def test_members_of_an_ensemble_train_side_by_side(
     data, base = world
     flags = (f"--run.root={tmp_path}", "--run.name=e", f"--data.preferences={data}")
     settings = (f"--rm.base={base}", "--rm.members=2", "--rm.lr=3e-3", "--rm.batch-lists=8")
-    assert job("rm.py", *flags, *settings, "--data.heldout-fraction=0.3") == 0
+    assert job_here("rm", *flags, *settings, "--data.heldout-fraction=0.3") == 0
     out = tmp_path / "e" / "reward"
     ensemble = read_ensemble(out)
     assert [path.name for path in ensemble.members] == [member_name(0), member_name(1)]
@@ -59,7 +49,7 @@ def test_members_of_an_ensemble_train_side_by_side(
     assert "Score gaps" in report and "Calibration" in report
     for name in ("training.png", "evaluation.png"):
         assert (out / name).read_bytes().startswith(PNG)
-    assert job("preferences.py", "evaluate", str(data), "--model", str(out)) == 0
+    assert job_here("preferences", "evaluate", str(data), "--model", str(out)) == 0
     assert "longer_is_better" in capsys.readouterr().out
 
 
@@ -69,7 +59,7 @@ def test_strength_is_measured_then_used(
     data, base = world
     flags = (f"--run.root={tmp_path}", "--run.name=s", f"--data.preferences={data}")
     settings = (f"--rm.base={base}", "--strength.models=2", "--rm.lr=3e-3", "--rm.batch-lists=8")
-    assert job("preferences.py", "strength", *flags, *settings) == 0
+    assert job_here("preferences", "strength", *flags, *settings) == 0
     out = tmp_path / "s" / "strength"
     pairs = [json.loads(line) for line in (out / "strength.jsonl").read_text().splitlines()]
     assert len(pairs) == 120 and all(one["std"] >= 0 for one in pairs)
@@ -77,10 +67,10 @@ def test_strength_is_measured_then_used(
     assert (out / "strength.png").read_bytes().startswith(PNG)
     cleaned = tmp_path / "cleaned.jsonl"
     args = ("--how", "flip+margin", "--fraction", "0.1", "--out", str(cleaned))
-    assert job("preferences.py", "clean", str(out), *args) == 0
+    assert job_here("preferences", "clean", str(out), *args) == 0
     pairs = [pair for one in load_lists(cleaned) for pair in one.comparisons()]
     assert len(pairs) == 120 and all(pair.margin != 0 for pair in pairs)
-    assert job("preferences.py", "strength", *flags, *settings) == 2
+    assert job_here("preferences", "strength", *flags, *settings) == 2
     assert "holds a measurement already" in capsys.readouterr().err
 
 
@@ -94,16 +84,16 @@ def test_samples_of_a_policy_serve_meta_training_and_calibration(
     small = ("--rollout.backend=transformers", "--rollout.max-response-tokens=8")
     prefix = ("--data.prompt-prefix-chars", "4", "9", "--prompts=6", "--samples=3")
     wanted = ("--policy", str(base), "--out", str(samples))
-    assert job("sample.py", *flags, *small, *prefix, *wanted) == 0
+    assert job_here("sample", *flags, *small, *prefix, *wanted) == 0
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 6 and all(len(row["responses"]) == 3 for row in rows)
     texts = data.read_text().replace("\n", "\t").split("\t")
     assert all(any(text.startswith(row["prompt"]) for text in texts) for row in rows)
     flags = (f"--run.root={tmp_path}", "--run.name=m", f"--data.preferences={data}")
     meta = (f"--rm.base={base}", "--rm.batch-lists=8", f"--rm.meta.samples={samples}")
-    assert job("rm.py", *flags, *meta) == 0
+    assert job_here("rm", *flags, *meta) == 0
     reward = tmp_path / "m" / "reward"
     rows = map(json.loads, (tmp_path / "m" / "metrics.jsonl").read_text().splitlines())
     assert all(row["meta/difference"] > 0 for row in rows)
-    assert job("score.py", "--model", str(reward), "--calibrate", str(samples)) == 0
+    assert job_here("score", "--model", str(reward), "--calibrate", str(samples)) == 0
     assert read_calibration(reward).samples == 18

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_ray.config import RM, Contrastive, MetaRM
+from rlhf_ray.config import RM, Contrastive, Data, MetaRM
 from rlhf_ray.data.ranked_list import Comparison, RankedList
 from rlhf_ray.data.tokenise import TokenRows
 from rlhf_ray.models.reward_model import RewardModel
@@ -240,7 +240,7 @@ def meta_step(samples_file: Path, eta: float, dtype: torch.dtype = torch.float32
     optimizer = MasterAdamW(model_with_head(), dtype=dtype)
     data = tokenise_lists(TOKENIZER, LISTS, max_tokens=32)
     step = RewardStep(optimizer, data, PLAIN)
-    samples = read_samples(samples_file, TOKENIZER, max_tokens=32)
+    samples = read_samples(samples_file, TOKENIZER, max_tokens=32, data=Data())
     return optimizer, MetaStep(step, samples, MetaRM(samples="x", eta=eta, prompts=2), seed=0)
 
 
@@ -301,10 +301,10 @@ def test_in_bfloat16_the_weights_that_compute_return_too(samples_file: Path) -> 
 def test_samples_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     for row, fault in (
-        ({"prompt": "p", "responses": ["one"]}, "list of at least 2"),
+        ({"prompt": "p", "responses": ["one"]}, "are 1: give at least 2"),
         ({"prompt": "p"}, "no column 'responses'"),
         ({"prompt": "p", "responses": ["a", 3]}, "response 2 is a number"),
     ):
         path.write_text(json.dumps(row))
         with pytest.raises(ValueError, match=f"s.jsonl:1: .*{fault}"):
-            read_samples(path, TOKENIZER, max_tokens=32)
+            read_samples(path, TOKENIZER, max_tokens=32, data=Data())

@@ -55,7 +55,7 @@ def test_the_split_into_micro_batches_changes_nothing(micro_tokens: int, monkeyp
     tokenizer, rows = rows_of(TEXTS)
 
     def stepped(budget: int) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(sft, "MICRO_TOKENS", budget)
+        monkeypatch.setitem(sft.MICRO_TOKENS, "cpu", budget)
         model = make_decoder(tokenizer, hidden=64, layers=1, seed=0)
         optimizer = MasterAdamW(model, dtype=torch.float32)
         sft_step(optimizer, rows, list(range(32)))

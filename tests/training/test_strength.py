@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +23,9 @@ from rlhf_ray.training.strength import (
     write_strength,
 )
 from rlhf_ray.training.strength_table import buckets_of, markdown
+from tests.running.here import job_here
 from tests.training.worlds import config_for
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "preferences.py"
 LISTS = [
     RankedList("", ("good", "bad"), (1, 2), "x", 1),
     RankedList("p", ("worse", "better"), (2, 1), "x", 2),
@@ -190,7 +188,7 @@ def test_a_cleaned_set_is_written_and_read_back(how: str, tmp_path: Path) -> Non
     write_strength(tmp_path / "s", config, "base", found)
     out = tmp_path / "cleaned.jsonl"
     args = ["clean", str(tmp_path / "s"), "--how", how, "--fraction", "0.3", "--out", str(out)]
-    assert job(*args) == 0
+    assert job_here("preferences", *args) == 0
     expected, _ = clean(lists, found, how, Limits(fraction=0.3))
     read = load_lists(out)
     for one, wanted in zip(read, expected, strict=True):
@@ -283,18 +281,11 @@ def test_flipped_labels_are_the_weak_ones(scheme: str, base: Path, tmp_path: Pat
     assert (wrong[:, None] < right).mean() > 0.9  # AUROC
 
 
-def job(*args: str) -> int:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["preferences.py", *args])
-        runpy.run_path(str(JOB), run_name="__main__")
-    return ended.value.code
-
-
 def test_split_writes_two_sets_without_leaks(tmp_path: Path, capsys) -> None:
     config = config_for(tmp_path, 50)
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     args = (config.data.preferences, "--train", str(train), "--test", str(test))
-    assert job("split", *args, "--heldout", "0.3") == 0
+    assert job_here("preferences", "split", *args, "--heldout", "0.3") == 0
     parts = list(load_lists(train)), list(load_lists(test))
     assert len(parts[0]) + len(parts[1]) == 50 and 5 < len(parts[1]) < 25
     assert not leaks(*parts)
@@ -302,5 +293,5 @@ def test_split_writes_two_sets_without_leaks(tmp_path: Path, capsys) -> None:
 
 
 def test_what_the_job_cannot_do_it_says(tmp_path: Path, capsys) -> None:
-    assert job("mend") == 2
+    assert job_here("preferences", "mend") == 2
     assert "one of strength, clean, split, evaluate (now 'mend')" in capsys.readouterr().err

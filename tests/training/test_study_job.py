@@ -1,15 +1,13 @@
 """jobs/study_reward.py from data to page, on a world so small that only the way is tested."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from tests.running.here import job_here
 from tests.training.worlds import write_lists
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "study_reward.py"
 SMALL = ("--rm.lr=3e-3", "--rm.batch-lists=8", "--model.dtype=float32", "--strength.models=2")
 
 
@@ -25,13 +23,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return (*SMALL, *flags)
 
 
-def job(*args: str) -> int:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["study_reward.py", *args])
-        runpy.run_path(str(JOB), run_name="__main__")
-    return ended.value.code
-
-
 @pytest.mark.parametrize(
     ("study", "seeds", "trials"),
     [
@@ -43,7 +34,8 @@ def job(*args: str) -> int:
 def test_each_study_writes_its_page(
     study: str, seeds: int, trials: list[str], world: tuple[str, ...], tmp_path: Path, capsys
 ) -> None:
-    assert job(study, *world, f"--out={tmp_path}", f"--seeds={seeds}") == 0
+    flags = (study, *world, f"--out={tmp_path}", f"--seeds={seeds}")
+    assert job_here("study_reward", *flags) == 0
     page = (tmp_path / f"{study}.md").read_text()
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
     assert set(trials) < rows and "pair_accuracy" in page
@@ -52,10 +44,10 @@ def test_each_study_writes_its_page(
     else:
         assert "other accuracy" in page
     capsys.readouterr()
-    assert job(study, *world, f"--out={tmp_path}", f"--seeds={seeds}") == 0  # all is done already
+    assert job_here("study_reward", *flags) == 0  # all is done already
     assert (tmp_path / f"{study}.md").read_text() == page
 
 
 def test_an_unknown_study_is_said(capsys) -> None:
-    assert job("speed") == 2
+    assert job_here("study_reward", "speed") == 2
     assert "one of quality, labels, remedies (now 'speed')" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""Asking a run's control actor by the run's name: what cannot be answered says why."""
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import ray
+
+from rlhf_ray.actors import control
+from rlhf_ray.actors.control import ask, create_control
+
+
+@pytest.fixture(scope="module")
+def alive(joined: None) -> Iterator[str]:
+    """Name of a run whose control actor lives."""
+    actor = create_control("alive", 1)
+    yield "alive"
+    ray.kill(actor)
+
+
+def test_a_second_run_of_a_name_is_refused(alive: str) -> None:
+    with pytest.raises(ValueError, match="a run named 'alive' is alive on this cluster: stop it"):
+        create_control(alive, 1)
+
+
+def test_a_run_that_is_not_there_is_named_beside_those_that_are(alive: str) -> None:
+    with pytest.raises(ValueError, match=r"no run named 'absent' is alive .*; alive: alive$"):
+        ask("absent", "status")
+
+
+def test_what_the_run_refuses_is_said_as_it_says_it(alive: str) -> None:
+    with pytest.raises(ValueError, match=r"^-4 generators are asked for where there are 1; a run"):
+        ask(alive, "scale", -5, relative=True)
+
+
+def test_a_run_that_ends_while_it_is_asked(joined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = create_control("brief", 1)
+    monkeypatch.setattr(control, "find_control", lambda run: actor)
+    ray.kill(actor)
+    with pytest.raises(ValueError, match="the run 'brief' has just ended"):
+        ask("brief", "status")
+
+
+def test_a_silent_control_actor_is_not_awaited_for_ever(
+    alive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, standing = ask(alive, "status")
+    process = psutil.Process(standing.pid)
+    monkeypatch.setattr(control, "ANSWER_TIMEOUT", 0.2)
+    process.suspend()
+    try:
+        with pytest.raises(ValueError, match="did not answer `status` in 0 s: look whether its"):
+            ask(alive, "status")
+    finally:
+        process.resume()

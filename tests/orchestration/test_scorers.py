@@ -1,0 +1,80 @@
+"""Scorers that hang, on a real Ray; and what the driver says where there is no room."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rlhf_ray.actors.presence import LIVENESS, Presence, present
+from rlhf_ray.actors.scorers import ScorerSpec
+from rlhf_ray.config import Reward
+from rlhf_ray.orchestration import scorers as module
+from rlhf_ray.orchestration.placement import reserve
+from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.scorers import ROLES, ScorerPools
+from rlhf_ray.orchestration.shares import Share
+
+pytestmark = pytest.mark.usefixtures("joined")
+
+
+class OnceStuck:
+    """Scores one shard after the other; its first process hangs in each. A file counts them."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        self._begun = Path(spec.policy_path)
+        self._stuck = not self._begun.exists()
+        self._begun.touch()
+
+    @ray.method(concurrency_group=LIVENESS)
+    def beat(self) -> Presence:
+        return present()
+
+    def ready(self) -> Presence:
+        return present()
+
+    def score(self, *shard: Any) -> tuple[Any, Presence]:
+        if self._stuck:
+            time.sleep(600)
+        return shard[0], present()
+
+
+def test_one_process_that_hangs_in_all_of_its_shards_is_ended_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, OnceStuck))
+    log: list[str] = []
+    pools = ScorerPools(
+        reactor := Reactor(),
+        ScorerSpec(str(tmp_path / "begun"), Reward(), "float32", 1.0, False),
+        Share(0.0, 0.0),
+        count=1,
+        threads=2,
+        run="stuck",
+        silent_after=60.0,
+        log=log.append,
+    )
+    try:
+        pools.wait_ready(60.0)
+        done: list[Exception | None] = []
+        for shard in range(3):
+            pools.score(
+                f"table {shard}",
+                what=f"shard {shard}",
+                timeout=20.0,
+                then=lambda columns, error: done.append(error),
+            )
+        reactor.pump_until(lambda: len(done) == 3)
+    finally:
+        pools.shutdown()
+    assert done == [None] * 3
+    stuck = [row for row in pools.standing() if row.restarts]
+    assert [row.restarts for row in stuck] == [1] * len(stuck) and stuck
+    assert all("did not finish `shard" in row.last_error for row in stuck)
+    assert len(log) == len(stuck)
+
+
+def test_what_waits_for_room_says_what_it_needs_and_what_is_free() -> None:
+    with pytest.raises(ValueError) as caught:
+        reserve(Reactor(), [{"CPU": 64.0}], strategy="PACK", who="learner group", timeout=2.0)
+    assert str(caught.value).startswith("learner group was not placed in 2 s: it needs [{'CPU': 64")
+    assert "free now are {'CPU': " in str(caught.value)
