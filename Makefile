@@ -23,6 +23,12 @@ install: ## .venv from the lock (skipped when it is up to date)
 ppo: install ## the demonstration: SFT, reward model, PPO, report
 	@$(BIN)/python jobs/ppo.py $(ARGS)
 
+sft: install ## SFT alone: ARGS="--data.texts FILE"; without it the demonstration's texts
+	@$(BIN)/python jobs/sft.py $(ARGS)
+
+rm: install ## the reward model alone, grown from what `make sft` trained
+	@$(BIN)/python jobs/rm.py $(ARGS)
+
 check: install ## lint, types, layers, spelling, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -108,7 +108,14 @@ ROWS: dict[str, list[Panel]] = {
             {"{{role}} {{state}}": f"sum by (role, state) ({gauge('actor_state', OTHERS)})"},
             kind="stacked",
         ),
-        Panel("Restarts", "none", {"{{role}} {{actor}}": gauge("actor_restarts")}),
+        Panel(
+            "Restarts",
+            "none",
+            {
+                "generators": gauge("generators_restarts"),
+                "{{role}} {{actor}}": gauge("actor_restarts", OTHERS),
+            },
+        ),
         Panel("Values that are not finite", "none", {"{{phase}}": gauge("progress_not_finite")}),
         Panel("Version by generator", "none", {"{{actor}}": gauge("generator_version")}),
         Panel(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
+from ray._private.ray_constants import (
+    DEFAULT_OBJECT_STORE_MEMORY_PROPORTION,
+    REQUIRE_SHM_SIZE_THRESHOLD,
+)
+from ray.autoscaler._private.util import fillout_defaults
 
+from rlhf_ray.cli import parse_resumable
 from rlhf_ray.observe.gauges import gauge_name
 from rlhf_ray.observe.keys import KEYS
 from rlhf_ray.orchestration.shares import GENERATOR, LEARNER, SCORER
@@ -95,13 +102,68 @@ def test_every_role_has_pods_of_its_own_that_grow_with_it(spec: dict[str, Any]):
         assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
+GIB = 2**30
+
+
+@pytest.mark.parametrize("spec", ray_clusters())
+def test_what_ray_takes_for_its_store_has_room_in_shared_memory(spec: dict[str, Any]):
+    """Else the store is on disk, or Ray does not start. Ray's own default, for a pod's memory."""
+    for part in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = part["template"]["spec"]
+        memory = _gib(pod["containers"][0]["resources"]["limits"]["memory"])
+        (room,) = (_gib(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"] if v["name"] == "shm")
+        share = DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory
+        assert min(share, max(REQUIRE_SHM_SIZE_THRESHOLD, 0.95 * room)) <= room
+
+
+def _gib(size: str) -> float:
+    assert size.endswith("Gi")
+    return float(size.removesuffix("Gi")) * GIB
+
+
+def test_kuberay_is_let_in_wherever_its_chart_is_installed():
+    (policy,) = (
+        one
+        for one in documents(CLUSTER / "kuberay" / "base.yaml")
+        if one["kind"] == "NetworkPolicy"
+    )
+    dashboard = next(rule for rule in policy["spec"]["ingress"] if _ports(rule) == {8265})
+    operator = {"app.kubernetes.io/name": "kuberay-operator"}  # what the chart puts on its pods
+    assert {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": operator},
+    } in dashboard["from"]
+
+
+def _ports(rule: dict[str, Any]) -> set[int]:
+    return {port["port"] for port in rule.get("ports", [])}
+
+
 def test_a_failed_run_is_resumed_on_storage_that_outlives_its_cluster():
     (job,) = documents(CLUSTER / "kuberay" / "rayjob.yaml")
     spec = job["spec"]
     assert spec["backoffLimit"] > 0 and spec["shutdownAfterJobFinishes"]
-    assert "--run.root /runs --run.name first" in spec["entrypoint"]
-    assert "$(test -e /runs/first/config.yaml && echo --resume)" in spec["entrypoint"]
-    assert "--cluster.role-resources --cluster.autoscaling" in spec["entrypoint"]
+    command, job_file, *flags = spec["entrypoint"].split()
+    assert command == "python" and (ROOT / "jobs" / Path(job_file).name).is_file()
+    asked = parse_resumable(flags, prog="jobs/ppo.py", description="")
+    assert asked.resume_if_begun and asked.config.dir == Path("/runs/first")
+    assert asked.config.cluster.role_resources and asked.config.cluster.autoscaling
+    assert not set("$`") & set(spec["entrypoint"]), "its shell has no /runs to look into"
+
+
+def commands() -> list[str]:
+    """The flags of every `make submit` of docs/cluster.md that runs jobs/ppo.py."""
+    text = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "make submit" in line and "JOB=" not in line]
+    return [flags for line in lines for flags in re.findall(r'ARGS="([^"]*)"', line)]
+
+
+@pytest.mark.parametrize("flags", commands())
+def test_commands_of_the_documentation_are_understood(flags: str):
+    config = parse_resumable(flags.split(), prog="jobs/ppo.py", description="").config
+    if config.cluster.autoscaling:  # machines boot, and pull the image
+        assert config.cluster.start_timeout_s >= 1800
+        assert config.cluster.threads and config.cluster.learner_gpus
 
 
 def test_the_container_copies_what_there_is_and_installs_by_the_lock():
@@ -123,6 +185,34 @@ def test_the_launcher_takes_its_files(name: str):
         assert "RAY_AUTH_MODE=token" in " ".join(config[commands])
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
     assert any("auth_token" in target for target in config["file_mounts"])
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_the_launcher_installs_no_ray_of_its_own(name: str):
+    (config,) = documents(CLUSTER / name)
+    merged = fillout_defaults(config)
+    for commands in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        assert not merged[commands]
+
+
+def test_on_aws_the_image_has_what_the_launcher_and_the_head_call():
+    (config,) = documents(CLUSTER / "aws.yaml")
+    image = (CLUSTER / "Containerfile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for needed in ("openssh-client", "rsync", *extras["aws"]):
+        assert needed in image
+    registry = config["docker"]["image"].partition("/")[0]
+    assert any(
+        "docker login" in command
+        and registry in command
+        and config["provider"]["region"] in command
+        for command in config["initialization_commands"]
+    )
+    assert "--volume /tmp/ray:/tmp/ray" in config["docker"]["run_options"]
+    for kind in config["available_node_types"].values():
+        assert kind["node_config"]["IamInstanceProfile"]
 
 
 def maker() -> Any:
@@ -169,6 +259,7 @@ def test_alerts_cover_what_is_promised():
     names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     promised = {
         "NoProgress",
+        "RunGone",
         "KLOutOfBounds",
         "Restarts",
         "StaleGenerator",
@@ -199,10 +290,34 @@ def test_prometheus_loads_our_configuration_and_the_alerts_fire_when_they_should
     monitoring = CLUSTER / "monitoring"
     for args in (
         ["check", "config", "prometheus.yml"],
-        ["check", "rules", "rules.yml"],
+        ["check", "rules", "--lint-fatal", "rules.yml"],
         ["test", "rules", "rules_test.yml"],
     ):
         done = subprocess.run(
             ["promtool", *args], cwd=monitoring, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    not shutil.which("amtool"), reason="Debian's package prometheus-alertmanager is not there"
+)
+def test_alertmanager_loads_its_configuration():
+    done = subprocess.run(
+        ["amtool", "check-config", CLUSTER / "monitoring" / "alertmanager.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus-kubernetes.yml"])
+def test_alerts_reach_somebody(name: str):
+    (config,) = documents(CLUSTER / "monitoring" / name)
+    assert config["rule_files"] == ["rules.yml"]
+    assert config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    (manager,) = documents(CLUSTER / "monitoring" / "alertmanager.yml")
+    receivers = {receiver["name"] for receiver in manager["receivers"]}
+    routes = [manager["route"], *manager["route"]["routes"]]
+    assert {route["receiver"] for route in routes} == receivers

@@ -16,6 +16,7 @@ from rlhf_ray.observe.gauges import gauge_name
 from rlhf_ray.observe.keys import KEYS, PHASES, row_of
 from tests.cluster.scrape import families
 from tests.cluster.submitting import ray_job, submit
+from tests.running.heads import free_ports, wait_until
 from tests.running.jobs import (
     ROOT,
     TINY,
@@ -25,8 +26,6 @@ from tests.running.jobs import (
     summary,
     wait_for,
 )
-
-PORTS = GCS, DASHBOARD, METRICS = 26479, 26480, 26481
 
 
 @dataclass
@@ -50,21 +49,25 @@ def nodes() -> Iterator[Nodes]:
             "RAY_metrics_report_interval_ms": "1000",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        cluster = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "cluster" / "three_nodes.py", *map(str, PORTS)],
-            env=os.environ | places,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        gcs, dashboard, metrics = free_ports(3)
+        ports = map(str, (gcs, dashboard, metrics))
+        log = Path(home) / "nodes.log"
+        with log.open("w") as said:
+            cluster = subprocess.Popen(
+                [sys.executable, ROOT / "tests" / "cluster" / "three_nodes.py", *ports],
+                env=os.environ | places,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
         assert cluster.stdin and cluster.stdout
         try:
-            wait_for(lambda: cluster.stdout.readline() == "up\n", seconds=60, why="no cluster")
-            address = f"127.0.0.1:{GCS}"
+            wait_until(lambda: cluster.stdout.readline() == "up\n", cluster, log)
+            address = f"127.0.0.1:{gcs}"
             env.setenv("RAY_ADDRESS", address)
-            page = f"http://127.0.0.1:{METRICS}/metrics"
-            yield Nodes(f"http://127.0.0.1:{DASHBOARD}", address, page)
+            page = f"http://127.0.0.1:{metrics}/metrics"
+            yield Nodes(f"http://127.0.0.1:{dashboard}", address, page)
         finally:
             cluster.stdin.close()
             cluster.wait(timeout=60)
