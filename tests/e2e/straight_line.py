@@ -25,6 +25,7 @@ from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.generators.registry import BACKENDS
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import Calibration
+from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
 from rlhf_ray.training.pipeline import Phases, resolve
@@ -42,7 +43,8 @@ class Line:
         self.config, self.calibration = config, calibration
         plan = plan_here(config)
         policy = str(config.dir / "sft")
-        reward, critic = Phases(config, plan, None, None).reward()  # type: ignore[arg-type]
+        console = Console(config.run.name)
+        reward, critic = Phases(config, plan, None, console).reward()  # type: ignore[arg-type]
         tokenizer = load_tokenizer(policy)
         self.prompts = load_prompts(config.data, tokenizer, config.run.seed)
         specs = make_specs(config, plan, Start(policy, critic, reward, False), self.prompts)
