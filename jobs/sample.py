@@ -17,6 +17,7 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
+from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training.paths import resolve
 from rlhf_ray.training.sampling import sample_to
 
@@ -38,7 +39,7 @@ class Options:
 
 def main() -> int:
     recipe = cli.recipe_path(sys.argv[1:])
-    config = cli.read_recipe(recipe) if recipe else Config()
+    config = read_recipe(recipe) if recipe else Config()
     options = tyro.cli(
         Options,
         default=Options(config, tyro.MISSING, tyro.MISSING, recipe),

@@ -28,6 +28,7 @@ from rlhf_ray import cli
 from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
 from rlhf_ray.learners.group import set_up_torch
+from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import studies
 from rlhf_ray.training.cleaning import Limits, clean
 from rlhf_ray.training.reward_model import Split, load_split
@@ -215,7 +216,7 @@ STUDIES = {"quality": quality, "labels": labels, "remedies": remedies}
 def parse(argv: list[str]) -> Options:
     """Defaults, then the recipe, then flags."""
     recipe = cli.recipe_path(argv)
-    base = cli.read_recipe(recipe) if recipe else Config()
+    base = read_recipe(recipe) if recipe else Config()
     default = Options(config=base, recipe=recipe)
     return tyro.cli(
         Options,

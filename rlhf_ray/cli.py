@@ -13,17 +13,6 @@ import tyro
 from rlhf_ray.config import Config
 from rlhf_ray.recipes import read_recipe
 
-__all__ = [
-    "Command",
-    "Resumable",
-    "described",
-    "parse",
-    "parse_resumable",
-    "read_recipe",
-    "recipe_path",
-    "run",
-]
-
 USAGE_ERROR = 2
 INTERRUPTED = 130
 

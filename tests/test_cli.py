@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_ray.cli import Resumable, described, parse_resumable, read_recipe
+from rlhf_ray.cli import Resumable, described, parse_resumable
 from rlhf_ray.config import PPO, Config, Reward, RewardSource, Run
+from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import pipeline
 from tests.running.here import job_here
 from tests.running.jobs import ROOT

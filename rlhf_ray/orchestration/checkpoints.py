@@ -19,6 +19,8 @@ from typing import Any
 
 import xxhash
 
+from rlhf_ray.files import sync
+
 _NAME = re.compile(r"step-(\d{6,})")
 _CHUNK = 1 << 22
 
@@ -63,7 +65,7 @@ class CheckpointStore:
             if final.exists():  # of a lineage that did not survive
                 os.rename(final, final.with_name(f".{final.name}.replaced"))
             os.rename(aside, final)
-            _sync_directory(self._directory)
+            sync(self._directory)
         except OSError as error:
             self._clear_leftovers()
             raise OSError(
@@ -151,15 +153,6 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _sync(directory: Path) -> None:
     """Have every file and directory below `directory` on the disk before it gets its name."""
     for path in _files(directory):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     for path in (directory, *(p for p in directory.rglob("*") if p.is_dir())):
-        _sync_directory(path)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import yaml
 
-from rlhf_ray.cli import read_recipe
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.files import write_json, write_text
@@ -30,6 +29,7 @@ from rlhf_ray.orchestration.phases import run_phases, set_up
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
+from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training.ownership import owned
 from rlhf_ray.training.paths import files_of, policy_of, resolve, reward_base, reward_of, vacant
 from rlhf_ray.training.pictures import draw_reward

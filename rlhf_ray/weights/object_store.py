@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_ray.data.ids import Version
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe, pack, unpack, verify
 
-PULL_TIMEOUT = 250.0  # seconds; less than cluster.start_timeout_s, after which nobody listens
+PULL_TIMEOUT = 250.0  # seconds; the driver listens for cluster.start_timeout_s, 300 by default
 
 
 class VersionGone(LookupError):
