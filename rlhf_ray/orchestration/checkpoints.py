@@ -50,7 +50,8 @@ class CheckpointStore:
     def write(self, step: int, meta: dict[str, Any], fill: Callable[[Path], None]) -> Path:
         """Make the checkpoint of `step`: `fill(path)` writes the learners' part.
 
-        Raises OSError, with the earlier checkpoints whole, where the disk is full or read-only.
+        Raises OSError, with the earlier checkpoints whole, where the disk is full or read-only. A
+        call of another's that is late, heard of while `fill` waits, is raised as what it is.
         """
         final = self._directory / f"step-{step:06d}"
         aside = self._directory / f".step-{step:06d}.partial"
@@ -68,6 +69,8 @@ class CheckpointStore:
             sync(self._directory)
         except OSError as error:
             self._clear_leftovers()
+            if isinstance(error, TimeoutError) and error.errno is None:  # no file system said so
+                raise
             raise OSError(
                 f"checkpoint {final} could not be written: {error.strerror or error}; the earlier "
                 f"ones are whole. Free space or mend the directory, then go on with --resume"

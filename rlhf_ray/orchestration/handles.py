@@ -12,7 +12,7 @@ from rlhf_ray.orchestration.placement import lacking, place_for, within
 from rlhf_ray.orchestration.pool import MOST_DEPTH, Published
 from rlhf_ray.orchestration.shares import Share
 
-CALLS_AT_ONCE = MOST_DEPTH + 16  # threads of an actor: shards, and heartbeats, loads, aborts
+CALLS_AT_ONCE = MOST_DEPTH + 16  # threads of an actor: shards, and heartbeats, loads, voids
 
 
 class RayGenerator:

@@ -1,7 +1,9 @@
 """Who owes which rollouts: every shard is leased, committed and consumed once. Pure Python.
 
-PENDING → LEASED → COMMITTED → SCORED → consumed. A lease goes back to PENDING on death, deadline or
-drain; a commit is idempotent, and one under a lease that is no longer current is refused.
+PENDING → LEASED → COMMITTED → SCORED → consumed. A shard is PENDING again when its lease is
+handed back (its generator died, was ended for silence or a missed deadline, or was recalled), and
+when its rows are too old or lost; one that drains finishes what it holds. A commit is idempotent,
+and one under a lease that is no longer current is refused.
 
 Each call costs what it changes, not what is open: thousands of shards may be on their way.
 """
@@ -53,7 +55,6 @@ class Shard:
     keys: tuple[RolloutKey, ...]
     state: ShardState = ShardState.PENDING
     lease: Lease | None = None
-    payload: Any = None
     scores: Any = None
 
     @property
@@ -107,7 +108,7 @@ class Ledger:
             return lease
         return None
 
-    def commit(self, lease: Lease, oldest: Version, payload: Any) -> bool:
+    def commit(self, lease: Lease, oldest: Version) -> bool:
         """Take a finished shard, the oldest token of which was sampled under `oldest`.
 
         False, and counted, where the lease is no longer current; or where a row is older than the
@@ -122,7 +123,7 @@ class Ledger:
             return False
         shard = self._batches[lease.batch][lease.shard]
         del self._leases[lease.lease_id]
-        shard.state, shard.payload = ShardState.COMMITTED, payload
+        shard.state = ShardState.COMMITTED
         self.counts["committed"] += shard.rows
         return True
 

@@ -2,10 +2,11 @@
 
 ```
             ready            loaded(current)
-  STARTING ───────▶ STALE ───────────────────▶ SERVING ──drain──▶ DRAINING ──drained──▶ DEAD
-                      ▲                           │
-                      └────────── outdated ───────┘
-  any but DEAD: silent ─▶ SUSPECT ─▶ (died) DEAD      any: died ─▶ DEAD
+  STARTING ───────▶ STALE ───────────────────▶ SERVING
+                    ▲ │ ▲                         │
+           outdated └─┘ └──────── outdated ───────┘
+  STARTING, STALE, SERVING:  drain ─▶ DRAINING ──drained──▶ DEAD
+  any of these four:         silent ─▶ SUSPECT ──died──▶ DEAD      or at once: died ─▶ DEAD
 ```
 SUSPECT is entered when heartbeats stop; it is a sentence, not a doubt: its leases go back at once,
 it is killed, and another is made. One that was merely slow is refused by the ledger afterwards.

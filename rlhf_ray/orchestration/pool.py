@@ -16,12 +16,12 @@ from rlhf_ray.actors.generator import Order, ShardMeta
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
 from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
-from rlhf_ray.orchestration.reactor import Outcome, Reactor, first_line
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, first_line
 from rlhf_ray.weights.object_store import VersionGone
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
-ABORT_TIMEOUT = 30.0
+VOID_TIMEOUT = 30.0
 MOST_DEPTH = 48
 
 __all__ = ["GeneratorPool", "Handle", "Member", "PoolSettings", "Published"]
@@ -192,7 +192,8 @@ class GeneratorPool:
 
     def _on_ready(self, member: Member, outcome: Outcome) -> None:
         if outcome.error is not None:
-            lacking = member.handle.lacking()
+            # One that died has no place either: its group is to be placed anew.
+            lacking = member.handle.lacking() if isinstance(outcome.error, Late) else ""
             self._died(member, Unplaced(lacking) if lacking else outcome.error)
             return
         member.vitals = outcome.value
@@ -218,14 +219,17 @@ class GeneratorPool:
         )
 
     def _on_loaded(self, member: Member, outcome: Outcome) -> None:
+        assert self._published is not None, "nothing is loaded before it is published"
         if isinstance(outcome.error, VersionGone):
-            member.loading = None  # with the learners, whose next version is on its way
-            self._log(f"{member.life.name}: a version is gone; it waits for the next")
+            gone, member.loading = member.loading, None
+            if gone == self._published.version:  # the learners died, and make another
+                self._log(f"{member.life.name}: version {gone} is gone; it waits for the next")
+            elif member.life.state is State.STALE:
+                self._load(member)
             return
         if outcome.error is not None:
             self._died(member, outcome.error)
             return
-        assert self._published is not None, "nothing is loaded before it is published"
         first = member.life.version is None
         member.loading, member.life.version = None, outcome.value
         if member.life.state is not State.STALE:
@@ -252,7 +256,7 @@ class GeneratorPool:
             partial(self._on_recalled, member),
             who=member.life.name,
             what="void",
-            timeout=ABORT_TIMEOUT,
+            timeout=VOID_TIMEOUT,
         )
 
     def _on_recalled(self, member: Member, outcome: Outcome) -> None:
@@ -290,7 +294,7 @@ class GeneratorPool:
             partial(self._on_shard, member, lease, table),
             who=member.life.name,
             what=f"shard {lease.shard} of step {lease.batch.step}",
-            timeout=self._settings.shard_timeout + ABORT_TIMEOUT,
+            timeout=self._settings.shard_timeout + VOID_TIMEOUT,
         )
 
     def _on_shard(self, member: Member, lease: Lease, table: Any, outcome: Outcome) -> None:
@@ -304,7 +308,7 @@ class GeneratorPool:
             self._died(member, outcome.error)
             return
         member.life.heard(self._reactor.clock())
-        if self._ledger.commit(lease, outcome.value.oldest, table):
+        if self._ledger.commit(lease, outcome.value.oldest):
             member.done += 1
             self._on_commit(lease, table, outcome.value)
 

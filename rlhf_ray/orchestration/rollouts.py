@@ -161,7 +161,7 @@ class RolloutService:
             rows=sum(meta.rows for meta in progress.metas.values()),
             tokens=sum(meta.tokens for meta in progress.metas.values()),
             mixed=sum(meta.mixed for meta in progress.metas.values()),
-            generate_seconds=(progress.committed or began) - max(progress.opened, 0.0),
+            generate_seconds=(progress.committed or began) - progress.opened,
             wait_seconds=self._reactor.clock() - began,
         )
 

@@ -2,7 +2,7 @@
 
 ```
   Reactor ──wait(refs, timeout)──▶ World: the next event, no later than that ──▶ refs that are ready
-  GeneratorPool ──ready, beat, load, generate, abort, kill──▶ SimGenerator ──▶ events of the World
+  GeneratorPool ──ready, beat, load, generate, void, kill──▶ SimGenerator ──▶ events of the World
 ```
 A response's length is long-tailed and follows from its rollout's id, as it does with real sampling
 seeds; who dies, wedges or answers late follows from the seed and the generator's name.

@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, whatever befalls the write or the disk."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import xxhash
 
 from rlhf_ray.learners import state
 from rlhf_ray.orchestration.checkpoints import CheckpointStore
+from rlhf_ray.orchestration.reactor import Late
 from tests.running.disks import small_disk
 
 
@@ -171,6 +173,26 @@ def test_a_fill_that_fails_otherwise_leaves_the_earlier_one(disk: Disk) -> None:
         disk.store.write(10, {"step": 10}, lose)
     found = disk.store.latest()
     assert found is not None and found.meta["step"] == 5
+
+
+def test_anothers_late_call_is_not_taken_for_a_fault_of_the_disk(disk: Disk) -> None:
+    def hear(directory: Path) -> None:
+        raise late
+
+    late = Late("reward-0 did not finish `shard 3 of step 9` in 600 s")
+    disk.write(5)
+    with pytest.raises(Late) as caught:
+        disk.store.write(10, {"step": 10}, hear)
+    assert caught.value is late
+    assert disk.names() == ["step-000005"], "the part that was written is given back"
+
+
+def test_a_disk_that_does_not_answer_in_time(disk: Disk) -> None:
+    def write(directory: Path) -> None:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")  # a TimeoutError, of the disk
+
+    with pytest.raises(OSError, match="step-000010 could not be written: Connection timed out"):
+        disk.store.write(10, {"step": 10}, write)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Asking a run's control actor by the run's name: what cannot be answered says why."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from rlhf_ray.actors import control
 from rlhf_ray.actors.control import ask, create_control
@@ -39,6 +41,19 @@ def test_a_run_that_ends_while_it_is_asked(joined: None, monkeypatch: pytest.Mon
     ray.kill(actor)
     with pytest.raises(ValueError, match="the run 'brief' has just ended"):
         ask("brief", "status")
+
+
+def test_a_control_actor_that_is_started_anew_is_not_the_end_of_its_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unavailable(*_: object, **__: object) -> None:
+        raise ActorUnavailableError("it is restarting", None)
+
+    status = SimpleNamespace(remote=lambda: None)
+    monkeypatch.setattr(control, "find_control", lambda run: SimpleNamespace(status=status))
+    monkeypatch.setattr(ray, "get", unavailable)
+    with pytest.raises(ValueError, match=r"'live' is being started anew.* in a few seconds"):
+        ask("live", "status")
 
 
 def test_a_silent_control_actor_is_not_awaited_for_ever(

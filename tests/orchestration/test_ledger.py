@@ -68,7 +68,7 @@ class AnyOrder(RuleBasedStateMachine):
             found = self.ledger.lease("c", self.version, deadline=self.now + 9, max_staleness=K)
             if found is not None:
                 self.leases.append(found)
-                assert self.ledger.commit(found, self.version, payload=found.lease_id)
+                assert self.ledger.commit(found, self.version)
                 self.ledger.score(found.batch, found.shard, scores=found.lease_id)
                 self.committed[found.batch, found.shard] = found
 
@@ -86,7 +86,7 @@ class AnyOrder(RuleBasedStateMachine):
         lease = data.draw(st.sampled_from(self.leases))
         oldest = Version(lease.version.incarnation, lease.version.step - older)
         refused = self.ledger.counts["refused"]
-        taken = self.ledger.commit(lease, oldest, payload=lease.lease_id)
+        taken = self.ledger.commit(lease, oldest)
         assert taken == (lease.lease_id in self.current and not older)
         assert self.ledger.counts["refused"] == refused + (not taken)
         self.current.discard(lease.lease_id)
@@ -216,8 +216,8 @@ def lease_from(ledger: Ledger, *, version: Version = START, k: int = 0) -> Lease
 def test_a_commit_is_taken_once() -> None:
     ledger = ledger_with(FIRST)
     lease = lease_from(ledger)
-    assert ledger.commit(lease, Version(0, 0), "rows")
-    assert not ledger.commit(lease, Version(0, 0), "rows again")
+    assert ledger.commit(lease, Version(0, 0))
+    assert not ledger.commit(lease, Version(0, 0))
     assert ledger.counts == {"committed": SAMPLES, "refused": 1}
 
 
@@ -233,11 +233,11 @@ def test_a_version_of_another_incarnation_gets_nothing() -> None:
 def test_scores_of_a_void_lineage_do_not_reach_the_batch_that_was_opened_again() -> None:
     ledger = ledger_with(FIRST)
     old = lease_from(ledger)
-    ledger.commit(old, Version(0, 0), "old")
+    ledger.commit(old, Version(0, 0))
     ledger.reset(1, 0, {})
     ledger.open(FIRST, shards_of(FIRST))
     new = lease_from(ledger, version=Version(1, 0))
-    ledger.commit(new, Version(1, 0), "new")
+    ledger.commit(new, Version(1, 0))
     assert (ledger.holds(old), ledger.holds(new)) == (False, True)
 
 
@@ -277,7 +277,7 @@ def test_evaluations_are_not_counted_as_rollouts() -> None:
     batch = BatchKey(HELDOUT, 0)
     ledger = ledger_with(batch)
     while lease := lease_from(ledger):
-        assert ledger.commit(lease, Version(0, 0), None)
+        assert ledger.commit(lease, Version(0, 0))
         ledger.score(batch, lease.shard, None)
     ledger.consume(batch)
     assert not +ledger.counts

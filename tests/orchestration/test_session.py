@@ -1,8 +1,14 @@
 """A Ray that a run starts for itself: nobody else's machine reaches it, and its own jobs do."""
 
 import os
+import signal
 import subprocess
 import sys
+
+import pytest
+import ray
+
+from rlhf_ray.orchestration import session
 
 STARTS = """
 import psutil, ray, sys
@@ -55,3 +61,19 @@ def test_a_runs_own_ray_listens_on_127_0_0_1_alone_and_is_joined() -> None:
         starter.communicate()
     assert listening == ["127.0.0.1"]
     assert joined.stdout.strip() == "here", joined.stderr[-2000:]
+
+
+def test_sigterm_does_what_the_job_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` puts an exit of its own there, which stays only where nobody asked."""
+    rays, jobs = (lambda *_: None), (lambda *_: None)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, rays))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "use_token", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for asked, then in ((jobs, jobs), (signal.SIG_DFL, rays)):
+            signal.signal(signal.SIGTERM, asked)
+            with session.ray_session():
+                assert signal.getsignal(signal.SIGTERM) is then
+    finally:
+        signal.signal(signal.SIGTERM, before)

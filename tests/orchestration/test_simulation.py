@@ -14,7 +14,6 @@ from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
 from rlhf_ray.orchestration.ledger import BatchKey
 from rlhf_ray.orchestration.lifecycle import State
 from rlhf_ray.orchestration.members import Published
-from rlhf_ray.orchestration.reactor import Late
 from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, SimulatedStage, simulate
 from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator, World
 from rlhf_ray.weights.object_store import VersionGone
@@ -176,11 +175,27 @@ def test_nobody_is_silent_for_a_driver_that_did_not_listen() -> None:
 
 
 def test_where_there_is_no_room_for_the_first_the_run_ends_and_says_so(monkeypatch) -> None:
-    late = Late("generator-0 did not finish `start` in 60 s")
-    monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(60, error=late))
+    monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(NEVER))
     monkeypatch.setattr(SimGenerator, "lacking", lambda made: "it needs 2 CPUs, and none is free")
     with pytest.raises(ValueError, match="could be started: it needs 2 CPUs, and none is free"):
         Started(Scenario(generators=1))
+
+
+def test_a_node_that_dies_while_the_first_start_is_no_want_of_room(monkeypatch) -> None:
+    """Its generator has no place from then on; another is made, on another node."""
+    ready = SimGenerator.ready
+
+    def ready_or_dead(made: SimGenerator):
+        if made.name == "generator-0":
+            made._world.after(1.0, made._die)
+        return ready(made)
+
+    monkeypatch.setattr(SimGenerator, "ready", ready_or_dead)
+    monkeypatch.setattr(SimGenerator, "lacking", lambda made: "it needs 2 CPUs, and none is free")
+    started = Started(Scenario(generators=2))
+    assert started.pool.restarts == 1
+    (line,) = faults(started.run.measured.log)
+    assert line.startswith("generator-0 died (The actor ") and "CPUs" not in line
 
 
 def test_starts_that_hang_are_given_up_in_the_end(monkeypatch) -> None:
@@ -362,6 +377,25 @@ def test_a_generator_whose_version_is_gone_waits_for_the_next() -> None:
     started.run._publish(Version(1, 1))
     started.until(lambda: started.pool.serving() == 1)
     assert made.version == Version(1, 1)
+
+
+@pytest.mark.parametrize("working", [False, True])
+def test_a_generator_that_hears_late_that_its_version_is_gone_takes_the_next(working: bool) -> None:
+    """The next is out by then, and nobody tells it a second time."""
+    started = Started(Scenario(generators=1))
+    (made,) = started.live()
+    if working:
+        started.run.rollouts.request(0)
+        started.until(lambda: held(started) > 0)
+    gone = VersionGone("version 0.1 is gone")
+    load, made.load = made.load, lambda published: started.world.later(5.0, error=gone)
+    started.run._publish(Version(0, 1))
+    made.load = load
+    started.run._go_back_to(0, incarnation=1)
+    assert started.states() == [State.STALE]
+    started.until(lambda: started.pool.serving() == 1)
+    assert made.version == Version(1, 0) and started.live() == [made]
+    assert (faults(started.run.measured.log), started.pool.restarts) == ([], 0)
 
 
 def test_shards_that_are_gone_when_learners_fetch_them_are_generated_again() -> None:
