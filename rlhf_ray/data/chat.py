@@ -1,12 +1,13 @@
 """Conversations: messages checked, rendered with a chat template, or merged into a transcript."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.data.faults import RowFault, kind_of, text_of
+from rlhf_ray.data.faults import RowFault, filled_text_of, kind_of, text_of
 
 Messages = tuple[tuple[str, str], ...]  # (role, text), in order
 ChatTemplate = Literal["auto", "always", "never"]
@@ -15,6 +16,10 @@ ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "text", "value")
 ANSWERER = "assistant"
 CHAT_ROLES = {"human": "user", "用户": "user", "gpt": ANSWERER, "助手": ANSWERER}
+ROLES = ("system", "user", ANSWERER, *CHAT_ROLES)
+ANSWERERS = [role for role in ROLES if CHAT_ROLES.get(role, role) == ANSWERER]
+TURN = re.compile(rf"\n\n({'|'.join(ROLES)}): ?", re.IGNORECASE)
+ANSWER_OPENING = re.compile(rf"(?:\A|\n\n)(?:{'|'.join(ANSWERERS)}):", re.IGNORECASE)
 
 
 def as_message(value: Any, what: str = "a message") -> tuple[str, str]:
@@ -78,13 +83,40 @@ def chat_roles(messages: Messages) -> Messages:
 
 
 def transcript(messages: Messages) -> str:
-    r"""`"\n\n<role>: <text>"` for each message, end to end (the form of hh-rlhf)."""
-    return "".join(f"\n\n{role}: {text}" for role, text in messages)
+    r"""`"\n\n<role>: <text>"` for each message, end to end, with the roles of chat templates."""
+    return "".join(f"\n\n{role}: {text}" for role, text in chat_roles(messages))
 
 
 def before_answer(messages: Messages) -> str:
     """Their transcript, up to where the answer begins."""
     return f"{transcript(messages)}\n\n{ANSWERER}:"
+
+
+def asked_turns(text: str) -> Messages:
+    r"""The turns of a transcript up to an answer, `"\n\nHuman: …\n\nAssistant:"`; else none."""
+    openings = [match for match in ANSWER_OPENING.finditer(text) if match.end() == len(text)]
+    if not openings:
+        return ()
+    start, *parts = TURN.split(text[: openings[0].start()])
+    if start.strip():
+        return ()
+    return chat_roles(tuple(zip(parts[::2], parts[1::2], strict=True)))
+
+
+def asked(prompt: str | Messages) -> tuple[str, Messages]:
+    """What is read before the answer without a template, and its turns if a conversation."""
+    if isinstance(prompt, str):
+        return prompt, asked_turns(prompt)
+    return before_answer(prompt), chat_roles(prompt)
+
+
+def asked_in_turns(prompt: str | Messages, what: str) -> tuple[str, Messages]:
+    """`asked` of what messages answer: a text that is no transcript is the user's turn.
+
+    RowFault: it is empty. what: its name there.
+    """
+    text, turns = asked(prompt)
+    return (text, turns) if turns else asked((("user", filled_text_of(text, what)),))
 
 
 def uses_template(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> bool:
@@ -103,13 +135,14 @@ def render(
 ) -> str:
     """The text that the model reads before it answers.
 
-    With a template (auto: where the tokenizer has one) a text is the user's message. Without one a
-    text stays as it is, and messages become a transcript that ends with the answerer's role.
-    RowFault: the template refuses these messages.
+    With a template (auto: where the tokenizer has one) a text is the user's message, or the turns
+    of a transcript up to an answer. Without one a text stays as it is, and messages become a
+    transcript that ends with the answerer's role. RowFault: the template refuses these messages.
     """
+    text, turns = asked(prompt)
     if not uses_template(tokenizer, chat_template):
-        return prompt if isinstance(prompt, str) else before_answer(prompt)
-    messages = chat_roles((("user", prompt),) if isinstance(prompt, str) else prompt)
+        return text
+    messages = turns or (("user", text),)
     try:
         rendered: str = tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in messages],

@@ -57,14 +57,18 @@ class BadRows:
         """The first of them: file, line and fault."""
         return self.examples[0] if self.examples else None
 
-    def none_left(self, path: str | Path, what: str) -> ValueError:
-        """The error of a source that holds no `what`; these are the bad rows of it alone."""
+    def none_left(self, path: str | Path, what: str, *, fix: str = "") -> ValueError:
+        """The error of a source that holds no `what`; these are the bad rows of it alone.
+
+        fix: what mends them.
+        """
+        mend = f"; {fix}" if fix else ""
         if not self.count:
             return ValueError(f"{path} holds no {what}: it is empty; give one with at least one")
         if self.count == 1:
-            return ValueError(f"{path} holds no {what}: its one row is bad: {self.first}")
+            return ValueError(f"{path} holds no {what}: its one row is bad: {self.first}{mend}")
         rows = f"all {self.count} rows are bad"
-        return ValueError(f"{path} holds no {what}: {rows}, the first: {self.first}")
+        return ValueError(f"{path} holds no {what}: {rows}, the first: {self.first}{mend}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,19 @@
 To add a format: write a function from a row to `Parsed` and give it a row in FORMATS.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_ray.data.chat import (
+    ANSWER_OPENING,
     Messages,
     as_message,
     as_messages,
     as_prompt,
-    before_answer,
-    chat_roles,
+    asked,
+    asked_in_turns,
+    asked_turns,
     role_of,
     text_or_messages,
     transcript,
@@ -25,8 +26,6 @@ from rlhf_ray.data.faults import RowFault, filled_text_of, kind_of, text_of
 from rlhf_ray.data.ranked_list import Comparison
 
 BEST_FIRST = (1, 2)
-ANSWERER = re.compile(r"(?:\A|\n\n)(?:assistant|助手):", re.IGNORECASE)
-TURN = re.compile(r"\n\n(human|user|system|assistant|用户|助手): ?", re.IGNORECASE)
 ASKING = ("system", "user")
 PROMPT = "prompt"
 # Of a row without a prompt, columns that would be one.
@@ -195,7 +194,7 @@ def _context(row: Mapping[str, Any], _prompt: str) -> Parsed:
     """hh_rlhf_cn: `{context: [message, …], chosen: message, rejected: message}`."""
     context = unanswered(as_messages(row["context"], "'context'"), "'context'")
     chosen, rejected = (as_message(row[key], repr(key)) for key in ("chosen", "rejected"))
-    return _conversation(context, (chosen,), (rejected,))
+    return _conversation(asked(context), (chosen,), (rejected,))
 
 
 def _explicit(row: Mapping[str, Any], prompt: str) -> Parsed:
@@ -207,9 +206,7 @@ def _explicit(row: Mapping[str, Any], prompt: str) -> Parsed:
         return Parsed(text, pair, BEST_FIRST, turns)
     if all(role_of(side[0]) in ASKING for side in (chosen, rejected)):
         return _shared_messages(chosen, rejected)  # both hold the prompt as well
-    context = as_prompt(row[prompt], repr(prompt))
-    if isinstance(context, str):
-        context = (("user", filled_text_of(context, repr(prompt))),)
+    context = asked_in_turns(as_prompt(row[prompt], repr(prompt)), repr(prompt))
     return _conversation(context, chosen, rejected)
 
 
@@ -222,10 +219,10 @@ def _transcripts(row: Mapping[str, Any], _prompt: str) -> Parsed:
     if not isinstance(chosen, str) and not isinstance(rejected, str):
         return _shared_messages(chosen, rejected)
     chosen, rejected = (filled_text_of(row[key], repr(key)) for key in ("chosen", "rejected"))
-    answers = list(ANSWERER.finditer(chosen[: shared_length(chosen, rejected)]))
+    answers = list(ANSWER_OPENING.finditer(chosen[: shared_length(chosen, rejected)]))
     cut = answers[-1].end() if answers else 0
-    turns = turns_of(chosen[: answers[-1].start()]) if answers else ()
-    return Parsed(chosen[:cut], (chosen[cut:], rejected[cut:]), BEST_FIRST, turns)
+    prompt, pair = chosen[:cut], (chosen[cut:], rejected[cut:])
+    return Parsed(prompt, pair, BEST_FIRST, asked_turns(prompt))
 
 
 def _shared_messages(chosen: Messages, rejected: Messages) -> Parsed:
@@ -241,28 +238,24 @@ def _shared_messages(chosen: Messages, rejected: Messages) -> Parsed:
             "chosen and rejected do not begin with the same question: both hold the prompt, or "
             "'prompt' does"
         )
-    return _conversation(chosen[:shared], chosen[shared:], rejected[shared:])
+    return _conversation(asked(chosen[:shared]), chosen[shared:], rejected[shared:])
 
 
-def _conversation(context: Messages, chosen: Messages, rejected: Messages) -> Parsed:
-    """Messages as transcripts. The answerer's role closes the prompt where both share it."""
-    role = chosen[0][0]
-    if rejected[0][0] != role:
-        raise RowFault(f"chosen is by {role!r} and rejected by {rejected[0][0]!r}")
-    opening = f"\n\n{role}:"
-    pair = tuple(transcript(side).removeprefix(opening) for side in (chosen, rejected))
-    return Parsed(transcript(context) + opening, pair, BEST_FIRST, chat_roles(context))
+def _conversation(context: tuple[str, Messages], chosen: Messages, rejected: Messages) -> Parsed:
+    """Answers as transcripts, each without the role that opens it: the prompt ends with that."""
+    role = role_of(chosen[0])
+    if role_of(rejected[0]) != role:
+        raise RowFault(f"chosen is by {chosen[0][0]!r} and rejected by {rejected[0][0]!r}")
+    pair = tuple(transcript(side).removeprefix(f"\n\n{role}:") for side in (chosen, rejected))
+    prompt, turns = context
+    return Parsed(prompt, pair, BEST_FIRST, turns)
 
 
 def _prompt_of(row: Mapping[str, Any], column: str) -> tuple[str, Messages]:
     """Prompt and its turns, of messages or of a text, which may be a transcript up to an answer."""
     if row.get(column) is None:
         return "", ()
-    found = as_prompt(row[column], repr(column))
-    if isinstance(found, str):
-        answers = [match for match in ANSWERER.finditer(found) if match.end() == len(found)]
-        return found, turns_of(found[: answers[0].start()]) if answers else ()
-    return before_answer(found), chat_roles(found)
+    return asked(as_prompt(row[column], repr(column)))
 
 
 def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -272,14 +265,6 @@ def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
     return low
-
-
-def turns_of(text: str) -> Messages:
-    r"""Messages of a transcript `"\n\nHuman: …\n\nAssistant: …"`; none where it is not one."""
-    start, *parts = TURN.split(text)
-    if start.strip() or not parts:
-        return ()
-    return chat_roles(tuple(zip(parts[::2], parts[1::2], strict=True)))
 
 
 def _note(row: Mapping[str, Any], key: str) -> str | None:

@@ -17,7 +17,7 @@ from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.preference_formats import PROMPT, Parsed, parse_cells, parse_row
 from rlhf_ray.data.preference_split import leaks, split_lists
 from rlhf_ray.data.ranked_list import PreferenceSet, RankedList, has_pair
-from rlhf_ray.data.rows import SUFFIXES, Row, read_rows
+from rlhf_ray.data.rows import SUFFIXES, Row, on_disk, read_rows
 
 __all__ = [
     "PreferenceSet",
@@ -100,15 +100,16 @@ def write_jsonl(
 
 
 def absolute_parts(path: str) -> str:
-    """A path or mixture with its files and directories from the root; names stay as they are.
+    """A path or mixture with its files and directories (also DIR:SPLIT) from the root.
 
-    Raises ValueError for a file that is not there.
+    Names of data sets stay as they are. Raises ValueError for a file that is not there.
     """
     parts = _parts(path)
     named = []
     for name, weight in parts:
-        if Path(name).exists():
-            name = str(Path(name).absolute())
+        if (found := on_disk(name)) is not None:
+            place, split = found
+            name = f"{place.absolute()}{split}"
         elif Path(name).suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
             raise ValueError(f"{name}: there is no such file or directory")
         named.append((name, weight))
@@ -185,12 +186,12 @@ def _parts(path: str | Path) -> list[tuple[str, float]]:
     A name may hold `=`: the weight stands after the last one.
     """
     text = str(path)
-    if Path(text).exists() or not any(mark in text for mark in "=,"):
+    if _is_one(text) or not any(mark in text for mark in "=,"):
         return [(text, 1.0)]
     parts = []
     for part in text.split(","):
         part = part.strip()
-        weighted = "=" in part and not Path(part).exists()
+        weighted = "=" in part and not _is_one(part)
         name, number = part.rsplit("=", 1) if weighted else (part, "1")
         try:
             weight = float(number)
@@ -202,6 +203,12 @@ def _parts(path: str | Path) -> list[tuple[str, float]]:
             )
         parts.append((name, weight))
     return parts
+
+
+def _is_one(text: str) -> bool:
+    """Whether all of it is one path that exists, or its split."""
+    found = on_disk(text)
+    return found is not None and not any(mark in found[1] for mark in "=,")
 
 
 def _copies(one: RankedList, weight: float, seed: int) -> int:

@@ -14,7 +14,7 @@ from rlhf_ray.data.escapes import unescape
 from rlhf_ray.data.faults import BadRows, OnBadRow, RowFault, kind_of
 from rlhf_ray.data.whole_file import reencoded, refuse_json, refuse_packed, renamed
 
-__all__ = ["SUFFIXES", "BadRows", "OnBadRow", "Row", "RowFault", "read_rows"]
+__all__ = ["SUFFIXES", "BadRows", "OnBadRow", "Row", "RowFault", "on_disk", "read_rows"]
 
 LINE_SUFFIXES = {".txt", ".tsv"}
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
@@ -43,6 +43,17 @@ class Row:
         return [unescape(cell) for cell in line.split("\t")]
 
 
+def on_disk(name: str) -> tuple[Path, str] | None:
+    """The file or directory that is meant, and what names a split in it: `DIR:SPLIT`, or `""`.
+
+    None: nothing of that name is here.
+    """
+    if Path(name).exists():
+        return Path(name), ""
+    directory, colon, split = name.partition(":")
+    return (Path(directory), colon + split) if Path(directory).is_dir() else None
+
+
 def read_rows(path: str | Path, bad: BadRows, *, called: str | None = None) -> Iterator[Row]:
     """Rows of `path`: a file, a directory of `datasets.save_to_disk`, or a data set's name.
 
@@ -54,8 +65,9 @@ def read_rows(path: str | Path, bad: BadRows, *, called: str | None = None) -> I
     suffix = file.suffix.lower()
     if file.is_file():
         return _file_rows(file, called or str(file), bad)
-    on_disk = Path(str(path).partition(":")[0]).is_dir()
-    if not on_disk and (suffix in SUFFIXES or file.is_absolute()):
+    found = on_disk(str(path))
+    is_directory = found is not None and found[0].is_dir()
+    if not is_directory and (suffix in SUFFIXES or file.is_absolute()):
         raise ValueError(f"there is no file {path}: check the path (now in {Path.cwd()})")
     return _dataset_rows(str(path), bad)
 

@@ -13,6 +13,8 @@ from rlhf_ray.data.chat import (
     Messages,
     as_messages,
     as_prompt,
+    asked,
+    asked_in_turns,
     before_answer,
     chat_roles,
     render,
@@ -148,16 +150,15 @@ def _texts_of(row: Row, text: str, prompt: str, response: str) -> Iterator[Text]
 
 def _answered(row: Mapping[str, Any], prompt: str, answer: str) -> Text:
     """Prompt and response, each a text or messages."""
-    asked = as_prompt(column_of(row, prompt), repr(prompt))
+    context = as_prompt(column_of(row, prompt), repr(prompt))
     answered = text_or_messages(row[answer], repr(answer))
     if isinstance(answered, str):
-        filled_text_of(answered, repr(answer))
-        if isinstance(asked, str):
-            return Text(asked, answered)
-        return Text(before_answer(asked), answered, chat_roles(asked))
-    if isinstance(asked, str):
-        asked = (("user", filled_text_of(asked, repr(prompt))),)
-    return _last_answer(asked + answered, answer)
+        text, turns = asked(context)
+        return Text(text, filled_text_of(answered, repr(answer)), turns)
+    text, turns = asked_in_turns(context, repr(prompt))
+    found = _last_answer(turns + answered, answer)
+    # A prompt that was a transcript stays as it was written: PPO reads it so without a template.
+    return replace(found, prompt=found.prompt.replace(before_answer(turns), text, 1))
 
 
 def _last_answer(messages: Messages, column: str) -> Text:

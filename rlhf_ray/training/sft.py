@@ -50,9 +50,9 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     )
     train, heldout = split_texts(text_set, config.data.heldout_fraction, config.run.seed)
     tokenizer, model = base_model(config, train)
-    template = config.data.chat_template
-    bad = BadRows(config.data.on_bad_row)
-    train, heldout = (with_template(part, tokenizer, template, bad) for part in (train, heldout))
+    bad = BadRows(config.data.on_bad_row, count=text_set.bad_rows)
+    bad.examples += [text_set.first_bad] if text_set.first_bad else []
+    train, heldout = _rendered(config, tokenizer, (train, heldout), bad)
     check_length(model, config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
@@ -87,8 +87,8 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
         tokenizer.save_pretrained(aside)
     yield row | {
         "done": True,
-        "bad_rows": text_set.bad_rows + bad.count,
-        "first_bad": text_set.first_bad or bad.first,
+        "bad_rows": bad.count,
+        "first_bad": bad.first,
         "cut": rows.cut,
     }
 
@@ -155,6 +155,29 @@ def _nll_sum(model: PreTrainedModel, rows: TokenRows, picked: list[int]) -> Tens
 def _micro_batches(model: PreTrainedModel, lengths: np.ndarray) -> list[list[int]]:
     budget = MICRO_TOKENS[model.device.type]
     return token_budget_batches(lengths, budget, packed=packs(model.base_model))
+
+
+def _rendered(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    sides: tuple[list[Text], list[Text]],
+    bad: BadRows,
+) -> tuple[list[Text], list[Text]]:
+    """Both sides as the model reads them. ValueError where none is left to train on.
+
+    bad: the rows that were bad before; it counts those that the chat template refuses.
+    """
+    data = config.data
+    train, heldout = (with_template(side, tokenizer, data.chat_template, bad) for side in sides)
+    if train:
+        return train, heldout
+    if heldout:
+        raise ValueError(
+            f"{data.texts}: only held-out texts are left ({len(heldout)}), {bad.count} rows are "
+            f"bad, the first: {bad.first}; mend them, or set --data.heldout-fraction 0"
+        )
+    fix = "mend them, or do without the template: --data.chat-template never"
+    raise bad.none_left(data.texts or "", "text", fix=fix)
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_tokens: int) -> TokenRows:

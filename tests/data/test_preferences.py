@@ -73,12 +73,12 @@ def test_ranked_json_with_ties_annotator_and_time(tmp_path):
         ({"context": [{"role": "Human", "text": "问"}],
           "chosen": {"role": "Assistant", "text": "好"},
           "rejected": {"role": "Assistant", "text": "坏"}},
-         "\n\nHuman: 问\n\nAssistant:", (" 好", " 坏")),
+         "\n\nuser: 问\n\nassistant:", (" 好", " 坏")),
         ({"context": [{"from": "Human", "content": "q"}, {"from": "Assistant", "value": "a"},
                       {"from": "Human", "value": "q2"}],
           "chosen": {"from": "Assistant", "content": "x"},
           "rejected": {"from": "Assistant", "value": "y"}},
-         "\n\nHuman: q\n\nAssistant: a\n\nHuman: q2\n\nAssistant:", (" x", " y")),
+         "\n\nuser: q\n\nassistant: a\n\nuser: q2\n\nassistant:", (" x", " y")),
         ({"prompt": "p ", "chosen": "c", "rejected": "r"}, "p ", ("c", "r")),
         ({"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
          "\n\nuser: q\n\nassistant:", (" c", " r")),
@@ -271,6 +271,16 @@ def test_roles_that_other_makers_use_are_those_of_the_chat_template(tmp_path, ch
     assert one.prompt == "<user>q<assistant>a<user>b<assistant>"
 
 
+def test_answers_by_one_role_under_two_names_are_one_answerer(tmp_path):
+    row = {
+        "context": [user("q")],
+        "chosen": {"from": "gpt", "value": "c"},
+        "rejected": assistant("r"),
+    }
+    (one,) = lists_of(tmp_path, row)
+    assert content_of(one) == ("\n\nuser: q\n\nassistant:", (" c", " r"), (1, 2))
+
+
 def test_a_file_without_lists(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl holds no ranked list: it is empty"):
         lists_of(tmp_path)
@@ -422,6 +432,29 @@ def test_a_path_of_a_mixture_may_hold_an_equals_sign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for mixture in (named, "run=3/a.tsv=2,run=3/b.tsv"):
         assert [one.responses[0] for one in load_lists(mixture)] == ["a.tsv", "a.tsv", "b.tsv"]
+
+
+def test_a_split_of_a_saved_data_set_is_a_part_like_any_other(tmp_path, monkeypatch):
+    folder = tmp_path / "run=3"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    splits = {
+        name: datasets.Dataset.from_list([{"prompt": "p", "selected": name, "rejected": "r"}])
+        for name in ("train", "test")
+    }
+    datasets.DatasetDict(splits).save_to_disk("saved")
+    (folder / "a.tsv").write_text("x\ty\n")
+    for name in ("saved:test", "./saved:test", f"{folder}/saved:test"):
+        assert absolute_parts(name) == f"{folder}/saved:test"
+        assert [one.responses[0] for one in load_lists(name)] == ["test"]
+    named = absolute_parts("saved:test=2,a.tsv")
+    assert named == f"{folder}/saved:test=2,{folder}/a.tsv=1" == absolute_parts(named)
+    monkeypatch.chdir(tmp_path)
+    for mixture in (named, "run=3/saved:test=2,run=3/a.tsv"):
+        assert [one.responses[0] for one in load_lists(mixture)] == ["test", "test", "x"]
+    assert absolute_parts("owner/saved:test") == "owner/saved:test"
+    with pytest.raises(ValueError, match=r"\./none:test: there is no such file or directory"):
+        absolute_parts("./none:test")
 
 
 def test_mixtures_take_each_part_by_its_weight(tmp_path):

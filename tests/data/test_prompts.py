@@ -59,7 +59,7 @@ def test_json_rows_with_a_column_and_with_messages(tmp_path, tokenizer, chat_tok
     plain = load(path, tokenizer, **options)
     assert [p.text for p in plain.train] == [
         "plain",
-        "\n\nhuman: hi\n\ngpt: yes?\n\nhuman: go on\n\nassistant:",
+        "\n\nuser: hi\n\nassistant: yes?\n\nuser: go on\n\nassistant:",
     ]
     rendered = load(path, chat_tokenizer, **options)
     assert [p.text for p in rendered.train] == [

@@ -143,7 +143,7 @@ ASKED = "\n\nuser: q\n\nassistant: a\n\nuser: b\n\nassistant:"
          Text(ASKED, " c", TURNS)),
         ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "b"},
                             {"from": "gpt", "value": "c"}]},
-         Text("\n\nsystem: s\n\nhuman: b\n\nassistant:", " c", (("system", "s"), ("user", "b")))),
+         Text("\n\nsystem: s\n\nuser: b\n\nassistant:", " c", (("system", "s"), ("user", "b")))),
         ({"prompt": "b", "completion": [assistant("c")]},
          Text("\n\nuser: b\n\nassistant:", " c", (("user", "b"),))),
         ({"prompt": "b", "completion": "c"}, Text("b", "c")),

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray.config import SFT, Data
+from rlhf_ray.config import SFT, Config, Data, Model
 from rlhf_ray.data.texts import Text
 from rlhf_ray.data.tokenise import tokenise_pairs
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
@@ -112,6 +112,53 @@ def test_an_interrupted_run_leaves_the_old_model(tmp_path: Path) -> None:
     next(rows)
     rows.close()
     assert [file.name for file in out.iterdir()] == ["old"]
+
+
+REFUSING = (
+    "{% for m in messages %}{{ raise_exception('no system') if m['role'] == 'system' "
+    "else m['content'] }}{% endfor %}"
+)
+
+
+def conversations(tmp_path: Path, roles: list[str]) -> Config:
+    """A file of one conversation a role, after a bad row, for a model whose template refuses."""
+    tokenizer = make_tokenizer(["a tea, another tea"], vocab=300)
+    tokenizer.chat_template = REFUSING
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_decoder(tokenizer, hidden=64, layers=1, seed=0).save_pretrained(tmp_path / "base")
+    rows = [
+        {"prompt": [{"role": role, "content": f"q{i}"}], "response": "a"}
+        for i, role in enumerate(roles)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(["{}", *map(json.dumps, rows)]))
+    data = Data(texts=str(path), on_bad_row="skip")
+    return config_for(tmp_path, data=data, model=Model(path=str(tmp_path / "base")))
+
+
+def test_texts_that_the_template_all_refuses_train_nothing(tmp_path: Path) -> None:
+    config = conversations(tmp_path, ["system"] * 4)
+    wanted = (
+        r"a\.jsonl holds no text: all 5 rows are bad, the first: .*a\.jsonl:1: neither .*; mend "
+        r"them, or do without the template: --data\.chat-template never$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        next(train_sft(config, tmp_path / "sft"))
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_held_out_text_alone_trains_nothing(tmp_path: Path, monkeypatch) -> None:
+    config = conversations(tmp_path, ["user", *["system"] * 4])
+    monkeypatch.setattr(sft, "split_texts", lambda texts, *_: (list(texts[1:]), [texts[0]]))
+    wanted = r"only held-out texts are left \(1\), 5 rows are bad, the first: .*heldout-fraction 0$"
+    with pytest.raises(ValueError, match=wanted):
+        next(train_sft(config, tmp_path / "sft"))
+
+
+def test_texts_that_the_template_refuses_are_counted(tmp_path: Path) -> None:
+    config = conversations(tmp_path, ["system", *["user"] * 4])
+    *_, last = train_sft(config, tmp_path / "sft")
+    assert last["bad_rows"] == 2 and "a.jsonl:1: neither" in last["first_bad"]
 
 
 def test_what_is_missing_or_too_long_is_said(tmp_path: Path) -> None:
