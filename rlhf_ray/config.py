@@ -444,6 +444,11 @@ class PPO:
                 f"not divide into ppo.minibatches {self.minibatches}: change one of the three, for "
                 f"example --ppo.prompts {self.prompts + (-self.prompts) % self.minibatches}"
             )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                f"ppo.kl_target is {self.kl_target:g} and ppo.kl_coef is 0: β adapts by factors, "
+                f"and 0 stays 0; give --ppo.kl-coef above 0, or --ppo.kl-target None"
+            )
         if self.kl_target is not None and total >= 5 * self.kl_horizon:
             raise ValueError(
                 f"ppo.kl_horizon {self.kl_horizon:g} is too short for {total} rollouts an "

@@ -64,6 +64,8 @@ def test_resume_and_reward_sources(tmp_path):
         ("reward: {sources: [{zzz: 1}]}", "known here: model, classifier, function"),
         ("reward: {sources: [{weight: 2}]}", "exactly one of model, classifier, function"),
         ("ppo: {kl_target: 2, kl_horizon: 10}", "β could turn negative; give more than 25.6"),
+        ("ppo: {kl_target: 2, kl_coef: 0}", "ppo.kl_target is 2 and ppo.kl_coef is 0: β adapts by "
+         "factors, and 0 stays 0; give --ppo.kl-coef above 0, or --ppo.kl-target None"),
         ("ppo: {gamma: 1.5}", "--ppo.gamma is 1.5; it must be at most 1"),
         ("ppo: {dual_clip: 1}", "--ppo.dual-clip is 1.0; it must be above 1"),
         ("run: {name: ../other}", "--run.name is '../other'"),
@@ -165,11 +167,29 @@ def test_a_study_shows_its_help(args, capsys):
     assert any(line.strip().startswith("python jobs/study_reward.py labels") for line in lines)
 
 
-def test_each_command_of_a_help_stands_on_a_line_of_its_own(capsys):
-    assert job_here("score", "--help") == 0
+@pytest.mark.parametrize("job", ["score", "sample", "scale", "pause", "bench_ppo", "bench_control"])
+def test_each_command_of_a_help_stands_on_a_line_of_its_own(job, capsys):
+    assert job_here(job, "--help") == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "python jobs/score.py --model runs/demo/reward FILE" in lines
-    assert "python jobs/score.py --model runs/demo/reward --calibrate samples.jsonl" in lines
+    text = (ROOT / "jobs" / f"{job}.py").read_text().split('"""')[1]
+    commands = [line for line in text.split("\n") if line.startswith("python ")]
+    assert len(commands) > 1
+    for command in commands:  # what explains it may be on the next line
+        assert any(line.startswith(command.split("   ")[0]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("job", "args", "expected"),
+    [
+        ("sample", "--policy P --out o.jsonl --prompts 0", "--prompts is 0, which leaves nothing"),
+        ("sample", "--policy P --out o.jsonl --samples -1", "--samples is -1, which leaves nothi"),
+        ("bench_ppo", "--model M --updates 1", "--updates 1: the first is not counted"),
+        ("soak", "--ppo.iterations=50", "--ppo.iterations is 50, and the first 50 are not looked"),
+    ],
+)
+def test_too_few_to_say_anything_are_refused_at_once(job, args, expected, capsys):
+    assert job_here(job, *args.split()) == 2
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("phase", ["sft", "rm"])

@@ -92,6 +92,11 @@ class LearnerActor:
         )
         return present()
 
+    def calibrate(self, mean: float, std: float) -> None:
+        """How raw scores become rewards, for a critic that started as the reward model."""
+        if self._spec.critic_path is not None:
+            self._learner.calibrate(mean=mean, std=std)
+
     def fetch(self, shards: Sequence[tuple[ray.ObjectRef, ...]]) -> list[int]:
         """Take the rollouts of the next update; which shards are gone, where some are.
 

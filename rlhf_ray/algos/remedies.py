@@ -1,7 +1,7 @@
 """What to do with labels in doubt, given their preference strength (Wang et al. 2024, section 2).
 
 `ranking.preference_strength` gives the strength: the mean gap over models. These functions choose
-pairs and change labels; `ranking.pairwise_loss` takes the targets and margins.
+pairs, their targets and margins; `ranking.pairwise_loss` takes the two.
 Shapes: P pairs, M models.
 """
 
@@ -15,7 +15,6 @@ from rlhf_ray.algos.checks import (
     check_floating,
     check_range,
     check_rank,
-    check_same_shape,
     compute_dtype,
     widen,
 )
@@ -49,24 +48,6 @@ def weakest(
     count = int(fraction * len(strength_P) + 1e-9)
     weak_P[strength_P.argsort(stable=True)[:count]] = True
     return weak_P
-
-
-def flip_labels(chosen_P: Tensor, rejected_P: Tensor, flip_P: Tensor) -> tuple[Tensor, Tensor]:
-    """(chosen_P, rejected_P) with the two exchanged where flip_P is True.
-
-    (Wang et al. 2024, section 2, label flipping.) Works on scores as on row numbers.
-
-    Args:
-        chosen_P, rejected_P: two tensors [P] of one dtype, whichever it is.
-        flip_P: bool or 0/1 [P].
-
-    Returns: two tensors [P] of that dtype.
-    Raises: ValueError for a flip_P with values other than 0 and 1, or for another shape.
-    """
-    check_rank(1, chosen_P=chosen_P)
-    check_same_shape(chosen_P=chosen_P, rejected_P=rejected_P, flip_P=flip_P)
-    flip_P = as_mask(flip_P, "flip_P")
-    return torch.where(flip_P, rejected_P, chosen_P), torch.where(flip_P, chosen_P, rejected_P)
 
 
 def soft_targets(gaps_MP: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO
@@ -14,7 +13,7 @@ from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_f
 from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.norms import use_short_norms
 from rlhf_ray.models.packing import use_packing
-from rlhf_ray.models.reward_model import RewardModel, read_calibration
+from rlhf_ray.models.reward_model import RewardModel
 
 
 def build_learner(
@@ -72,25 +71,17 @@ def new_critic(backbone: Any) -> Critic:
 def critic_from_reward_model(path: str | Path, *, trust_remote_code: bool = False) -> Critic:
     """A critic that starts as the reward model: its trunk, and its head on the position's features.
 
-    With `last` pooling a value is at first the calibrated score of the text so far; with `mean` the
-    head was made for the mean of these features, so it starts from something near.
+    With `last` pooling a value is at first the score of the text so far, raw until the critic is
+    told the run's calibration; with `mean` the head was made for the mean of these features, so it
+    starts from something near.
     Raises ValueError where its backbone is an encoder, which sees what comes after.
     """
     model = RewardModel.from_pretrained(path, merge=True, trust_remote_code=trust_remote_code)
     if not model.is_causal:
         raise ValueError(
             f"the reward model at {path} has an encoder, which cannot give a value at each token: "
-            f"leave the critic to start from the policy"
+            f"build the learner without `reward_model`, and it starts from the policy's trunk"
         )
-    weight_D, bias = _calibrated(model.head, path)
+    weight_D, bias = model.head.weight.detach().float(), model.head.bias.detach().float()
     head = value_head_for(model.backbone, weight_D=weight_D, bias=bias)
     return Critic(prepare(model.backbone), head)
-
-
-def _calibrated(head: nn.Linear, path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight, bias) of (score − mean) / std."""
-    weight, bias = head.weight.detach().float(), head.bias.detach().float()
-    calibration = read_calibration(path)
-    if calibration is None:
-        return weight, bias
-    return weight / calibration.std, (bias - calibration.mean) / calibration.std

@@ -102,6 +102,11 @@ class PPOLearner:
             rate = self.settings.critic_lr
             self.critic_optimizer = Optimizer(weights, lr=rate, eps=eps)
 
+    def calibrate(self, *, mean: float, std: float) -> None:
+        """A critic that started as a reward model: how that one's raw scores become rewards."""
+        if self.critic is not None:
+            self.critic.calibrate(mean=mean, std=std)
+
     def update(self, step: int, table: pa.Table) -> dict[str, float]:
         """Learn from one iteration's joined rollouts; returns the metrics of docs/metrics.md.
 
@@ -153,10 +158,12 @@ class PPOLearner:
     def load(self, directory: str | Path) -> None:
         """Go on from a saved state, written by any number of ranks; all ranks take part.
 
+        β goes on where it had come to if it adapts and was above 0; else it is the settings'.
         Raises ValueError naming what is missing, damaged or of another shape.
         """
         scalars = state.load(directory, self.optimizers(), self.group)
-        self.kl_coef.load_state_dict({"value": scalars["kl_coef"]})
+        if self.settings.kl_target is not None and scalars["kl_coef"] > 0:
+            self.kl_coef.load_state_dict({"value": scalars["kl_coef"]})
         rng = bytearray.fromhex(scalars["rng"])
         torch.set_rng_state(torch.frombuffer(rng, dtype=torch.uint8))
 

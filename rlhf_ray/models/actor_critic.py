@@ -80,16 +80,22 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """A trunk of its own and a value head."""
+    """A trunk of its own and a value head: V = (head − mean) / std, at first with 0 and 1."""
 
     def __init__(self, backbone: Any, value_head: ValueHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.value_head = value_head
+        self._mean, self._std = 0.0, 1.0
+
+    def calibrate(self, *, mean: float, std: float) -> None:
+        """Values are of calibrated rewards from now on, where the head's are of raw scores."""
+        self._mean, self._std = mean, std
 
     def forward(self, rows: PackedRows, index_N: Tensor) -> Tensor:
         """values_N, float32."""
-        return self.value_head(take(hidden_states(self.backbone, rows), index_N))
+        raw_N = self.value_head(take(hidden_states(self.backbone, rows), index_N))
+        return (raw_N - self._mean) / self._std
 
 
 def value_head_for(

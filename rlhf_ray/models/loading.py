@@ -25,6 +25,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 Module = TypeVar("Module", bound=nn.Module)
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # the latter is MPT's name
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 WEIGHTS = (".safetensors", ".bin")  # the first of them that are there is what is read
 LFS_POINTER = b"version https://git-lfs"
@@ -107,17 +108,23 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Pretrai
     return config
 
 
-def is_causal(backbone: PreTrainedModel) -> bool:
+def is_causal(config: PretrainedConfig) -> bool:
     """Whether a position sees only those before it, so that padding on the right is unseen."""
-    kind, config = type(backbone.config), backbone.config
+    kind = type(config)
     if kind in MODEL_FOR_MASKED_LM_MAPPING:
         return bool(getattr(config, "is_decoder", False))
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_causal", True)
 
 
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest row that a model of this config takes; None: it does not say."""
+    stated = [getattr(config, name, None) for name in POSITIONS]
+    return next((n for n in stated if n is not None and n > 0), None)  # XLNet's -1 is no limit
+
+
 def check_length(model: PreTrainedModel, tokens: int, option: str) -> None:
     """Raise ValueError where `option` asks for rows of more tokens than `model` has positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and tokens > positions:
         raise ValueError(
             f"--{option} is {tokens}, and the model has {positions} positions: "

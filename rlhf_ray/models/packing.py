@@ -137,7 +137,7 @@ def _packed(backbone: Any, rows: PackedRows) -> Tensor:
 
 def _padded(backbone: Any, rows: PackedRows) -> Tensor:
     input_ids_BL, mask_BL = rows.padded()
-    if is_causal(backbone):  # no position sees what pads on its right
+    if is_causal(backbone.config):  # no position sees what pads on its right
         out = backbone(input_ids=input_ids_BL, use_cache=False)
     else:
         mask = None if bool(mask_BL.all()) else mask_BL.long()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from rlhf_ray.models.loading import (
     cast_parameters,
@@ -73,7 +73,7 @@ class RewardModel(nn.Module):
             )
         self.backbone = backbone
         self.pooling = pooling
-        self.is_causal = is_causal(backbone)
+        self.is_causal = is_causal(backbone.config)
         features = backbone.config.get_text_config().hidden_size
         self.head = nn.Linear(features, 1)
         generator = torch.Generator().manual_seed(seed)
@@ -126,11 +126,6 @@ class RewardModel(nn.Module):
         merge: put adapters that were saved apart into the weights; scores then differ by rounding.
         """
         path = Path(path)
-        if not (path / SETTINGS_FILE).is_file():
-            raise ValueError(
-                f"{path} holds no reward model ({SETTINGS_FILE} is missing): train one with "
-                f"jobs/rm.py, or give another model as reward source `classifier`"
-            )
         settings = _read_settings(path)
         base = settings.get("base")
         backbone = _load_backbone(base or path, trust_remote_code=trust_remote_code)
@@ -198,6 +193,15 @@ class RewardModel(nn.Module):
         return torch.segment_reduce(hidden_ND.float(), "mean", offsets=starts_B1)
 
 
+def backbone_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of the backbone that the reward model at `path` has.
+
+    Raises ValueError where there is no reward model.
+    """
+    base = _read_settings(Path(path)).get("base")
+    return load_config(base or path, trust_remote_code=trust_remote_code)
+
+
 def read_calibration(path: str | Path) -> Calibration | None:
     """The calibration stored with the reward model at `path`; None where it has none yet."""
     file = Path(path) / CALIBRATION_FILE
@@ -243,6 +247,11 @@ def _load_backbone(path: str | Path, *, trust_remote_code: bool) -> PreTrainedMo
 def _read_settings(path: Path) -> dict[str, Any]:
     """What `save_pretrained` noted. ValueError where it is not that."""
     file, known = path / SETTINGS_FILE, get_args(Pooling)
+    if not file.is_file():
+        raise ValueError(
+            f"{path} holds no reward model ({SETTINGS_FILE} is missing): train one with "
+            f"jobs/rm.py, or give another model as reward source `classifier`"
+        )
     with loading("reward model", path):
         settings = json.loads(file.read_text(encoding="utf-8"))
     pooling = settings.get("pooling") if isinstance(settings, dict) else None

@@ -17,6 +17,7 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import Version
 from rlhf_ray.data.prompts import Prompts
+from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.orchestration.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.orchestration.handles import spawner
 from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLost
@@ -134,6 +135,11 @@ class Cluster:
                 return call()
             except LearnersLost as lost:
                 self._rebuild(lost)
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Raw scores become rewards so from now on, for the scorers and for a critic of its own."""
+        self.scorers.calibration = calibration
+        self.learners.calibrate(calibration.mean, calibration.std)
 
     def rest(self) -> None:
         """Where it is asked for, generators give their GPU's memory up until the next version."""

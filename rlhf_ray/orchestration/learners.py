@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
@@ -22,6 +22,7 @@ from rlhf_ray.orchestration.shares import Share
 ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
 CALL_TIMEOUT = 600.0  # seconds for what is short: publish, fetch
 BEAT_EVERY = 2.0
+DEATHS = (RayActorError, OutOfMemoryError)  # the memory monitor's kill is no RayActorError
 
 
 class LearnersLost(RuntimeError):
@@ -68,6 +69,7 @@ class LearnerGroup:
         self._ranks: list[Rank] = []
         self._placement: Any = None
         self._doing = ""
+        self._calibration: tuple[float, float] | None = None
         self.version: Version | None = None
         self.rebuilt = 0
         self.last_error = ""
@@ -112,12 +114,19 @@ class LearnerGroup:
             rank.presence = presence
 
     def rebuild(self, why: str) -> None:
-        """Make the group anew, without its state."""
+        """Make the group anew, without its state but for the calibration."""
         self.rebuilt += 1
         self.last_error = why
         self.shutdown()
         self.create()
         self.wait_started()
+        if self._calibration is not None:
+            self.calibrate(*self._calibration)
+
+    def calibrate(self, mean: float, std: float) -> None:
+        """Tell every rank how raw scores become rewards."""
+        self._calibration = mean, std
+        self._all("calibrate", mean, std, timeout=CALL_TIMEOUT)
 
     def fetch(self, shards: Sequence[tuple[Any, ...]]) -> list[int]:
         """Have every rank take these shards; which of them are gone, where some are."""
@@ -186,7 +195,7 @@ class LearnerGroup:
         names = [rank.name for rank in self._ranks]
         outcomes = self._reactor.outcomes(refs, who=names, what=what, timeout=timeout)
         error = error_of(outcomes)
-        if isinstance(error, (RayActorError, Late)):
+        if isinstance(error, (*DEATHS, Late)):
             raise LearnersLost(f"the learner group was lost in `{what}`: {error}") from error
         if isinstance(error, RuntimeError) and not self._all_alive():
             raise LearnersLost(f"a rank was lost in `{what}`: {error}") from error
@@ -224,5 +233,5 @@ class LearnerGroup:
         if isinstance(outcome.error, Late):
             self._log(f"{rank.name} is silent for {self._deadlines.silent:.0f} s: it is ended")
             ray.kill(rank.actor, no_restart=True)
-        elif isinstance(outcome.error, RayActorError) and not self._doing:
+        elif isinstance(outcome.error, DEATHS) and not self._doing:
             raise LearnersLost(f"{rank.name} died while idle: {outcome.error}")

@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -46,7 +48,8 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     use_token()
     try:
-        with _on_loopback() if _found() in (None, "local") else nullcontext():
+        own = _found() in (None, "local")
+        with _sigterm_kept(), _on_loopback() if own else nullcontext():
             ray.init(
                 namespace=NAMESPACE,
                 log_to_driver=False,
@@ -110,6 +113,20 @@ def _is_a_runs_own(address: str | None) -> bool:
     """Whether `ray_session` started that Ray, for `ray start` tells others the host's address."""
     named = os.environ.get("RAY_ADDRESS")
     return not named and address is not None and address.startswith("127.0.0.1:")
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Have SIGTERM do after the block what it did before: `ray.init` puts an exit of its own there.
+
+    Where nobody had asked for anything, Ray's stays: the default would leave what Ray started.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    # Only the main thread may set a handler; in another, Ray sets none.
+    main = threading.current_thread() is threading.main_thread()
+    if main and before not in (signal.SIG_DFL, None):
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

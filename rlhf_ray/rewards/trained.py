@@ -7,12 +7,14 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer, positions_of
 from rlhf_ray.models.packing import packs
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
 from rlhf_ray.rewards.protocol import Responses, Scores
 from rlhf_ray.rewards.tokens import fingerprint, retokenised, same_ids
+
+UNSTATED = 2**31 - 1  # tokenizers in Rust take no number much larger
 
 
 class TrainedReward:
@@ -69,9 +71,13 @@ class TrainedReward:
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens the model takes: its positions, less those RoBERTa's kind keeps for padding."""
-    limits = [tokenizer.model_max_length]
-    if positions := getattr(model.config, "max_position_embeddings", None):
+    """Tokens the model takes: its positions, less those RoBERTa's kind keeps for padding.
+
+    `UNSTATED` where neither the model nor its tokenizer says.
+    """
+    stated = tokenizer.model_max_length
+    limits = [UNSTATED, stated if stated > 0 else UNSTATED]
+    if (positions := positions_of(model.config)) is not None:
         reserved = [
             m.padding_idx + 1
             for m in model.modules()

@@ -1,8 +1,4 @@
-"""The run's calibration, stored with the reward model that the run trained, at the run's end.
-
-Not before: a critic of its own reads it when it is built from that model, and one that is built
-again after a loss, or by a run that starts again, must begin as the first one did.
-"""
+"""The run's calibration, stored with the reward model that the run trained, at the run's end."""
 
 from pathlib import Path
 

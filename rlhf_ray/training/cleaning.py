@@ -59,11 +59,12 @@ def clean(
 ) -> tuple[list[Cleaned], dict[str, int]]:
     """The lists with the remedy `how` applied; how many pairs were changed, by what was done.
 
-    found: the strength of every comparison, list after list. A pair keeps the margin and target
-    it came with unless the remedy sets them; a flipped one loses both, for they were of the label
-    as it was. A list of one pair of two is written with its ranks exchanged where that is flipped,
-    and leaves where it is dropped; any other gets `pairs`. Raises ValueError for an unknown remedy,
-    or unless exactly one of fraction and threshold is given where pairs are to be weak.
+    found: the strength of every comparison of a list, list after list; a list without any was not
+    judged, and stays as it is. A pair keeps the margin and target it came with unless the remedy
+    sets them; a flipped one loses both, for they were of the label as it was. A list of one pair of
+    two is written with its ranks exchanged where that is flipped, and leaves where it is dropped;
+    any other gets `pairs`. Raises ValueError for an unknown remedy, or unless exactly one of
+    fraction and threshold is given where pairs are to be weak.
     """
     if how not in REMEDIES:
         raise ValueError(f"remedy {how!r} is none of {', '.join(REMEDIES)}")
@@ -72,14 +73,20 @@ def clean(
     margins = _margins(found, weak, remedy, limits)
     targets = _targets(found, weak, remedy, limits)
     judged = zip(found, weak, margins, targets, strict=True)
+    grouped = groupby(judged, key=lambda one: one[0].list)
+    of_list = {place: list(some) for place, some in grouped}
     cleaned, counts = [], {"pairs": len(found), "lists": len(lists)}
-    for place, of_list in groupby(judged, key=lambda one: one[0].list):
-        pairs = zip(lists[place].comparisons(), of_list, strict=True)
+    for place, ranked in enumerate(lists):
+        if place not in of_list:
+            cleaned.append(Cleaned(ranked, []))
+            counts["lists not judged"] = counts.get("lists not judged", 0) + 1
+            continue
+        pairs = zip(ranked.comparisons(), of_list[place], strict=True)
         changes = [_change(pair, *one, remedy) for pair, one in pairs]
         for _, note in changes:
             if note is not None:
                 counts[note["did"]] = counts.get(note["did"], 0) + 1
-        kept = _rebuilt(lists[place], changes)
+        kept = _rebuilt(ranked, changes)
         if kept is None:
             counts["lists left out"] = counts.get("lists left out", 0) + 1
         else:

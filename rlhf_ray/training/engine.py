@@ -3,7 +3,7 @@
 from transformers import PretrainedConfig
 
 from rlhf_ray.config import Config
-from rlhf_ray.models.loading import compute_dtype, load_config
+from rlhf_ray.models.loading import compute_dtype, load_config, positions_of
 
 
 def context_tokens(config: Config, policy: str) -> int:
@@ -23,11 +23,6 @@ def check_context(config: Config, model: PretrainedConfig, name: str) -> None:
             f"rollout.max_response_tokens {config.rollout.max_response_tokens} make {asked}, "
             f"and {name} takes {room}: lower one of the two"
         )
-
-
-def positions_of(model: PretrainedConfig) -> int | None:
-    """Tokens of the longest row that a model of this config takes; None: it does not say."""
-    return getattr(model, "max_position_embeddings", None)
 
 
 def weights_dtype(config: Config, device: str) -> str:

@@ -1,5 +1,6 @@
 """The whole way: data → SFT → reward model → PPO → report. What is there is not made again."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -13,7 +14,6 @@ import yaml
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.files import write_json, write_text
-from rlhf_ray.models.ensemble import first_member
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.gauges import Gauges
@@ -30,6 +30,7 @@ from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
 from rlhf_ray.recipes import read_recipe
+from rlhf_ray.training.critic_start import model_of, why_from_policy
 from rlhf_ray.training.ownership import owned
 from rlhf_ray.training.paths import files_of, policy_of, resolve, reward_base, reward_of, vacant
 from rlhf_ray.training.pictures import draw_reward
@@ -58,6 +59,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
             _begin(config, plan)
             with open_log(config) as log:
                 phases = Phases(config, plan, log, console)
+                phases.tell_of_critic(policy_of(config) or config.model.path)
                 policy = phases.sft()
                 prompts = phases.prompts(policy)
                 reward, critic = phases.reward()
@@ -109,6 +111,7 @@ class Phases:
         self._config, self._plan, self._log, self._console = config, plan, log, console
         self._kept = config.dir / "phases.json"
         self._ended: dict[str, dict[str, Any]] = {}
+        self._critic_fault: str | None = None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -130,8 +133,14 @@ class Phases:
             self._take_up("sft", found)
         return found
 
+    def tell_of_critic(self, policy: str | None) -> None:
+        """Say, once, why a critic of its own starts from the policy: `why_from_policy`."""
+        if self._critic_fault is None and (why := why_from_policy(self._config, policy)):
+            self._critic_fault = why
+            self._console.note(why)
+
     def reward(self) -> tuple[Reward, str | None]:
-        """What scores, and the reward model that a critic starts from."""
+        """What scores, and the reward model that a critic of its own starts as."""
         config = self._config
         if reward_of(config) is None:
             self.train_rewards(config.rm.base or self.sft(), config.dir / "reward")
@@ -139,8 +148,8 @@ class Phases:
             self._take_up("rm", str(config.dir / "reward"))
         reward = reward_of(config)
         assert reward is not None
-        models = [source.model for source in reward.sources if source.model]
-        return reward, str(first_member(models[0])) if models else None
+        self.tell_of_critic(policy_of(config))
+        return reward, None if self._critic_fault else model_of(reward)
 
     def prompts(self, policy: str) -> Prompts:
         """What PPO asks `policy`."""
@@ -245,14 +254,18 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
 
 
 def read_run(directory: Path) -> Config:
-    """The config that the run in `directory` began with. ValueError where there is no run."""
+    """The config that the run in `directory` began with. ValueError where there is no run.
+
+    Without `run.overwrite`: that was of what its first start found there.
+    """
     path = directory / "config.yaml"
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no run to resume: start one without --resume, or name the right "
             f"one with --run.name and --run.root"
         )
-    return read_recipe(path)
+    config = read_recipe(path)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=False))
 
 
 def _resolved(config: Config, console: Console) -> Config:

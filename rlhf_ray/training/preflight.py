@@ -11,12 +11,12 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts, batch_of_step, load_prompts
 from rlhf_ray.generators.registry import check_installed
 from rlhf_ray.models.ensemble import first_member
-from rlhf_ray.models.loading import load_config, load_tokenizer
+from rlhf_ray.models.loading import load_config, load_tokenizer, positions_of
 from rlhf_ray.models.reward_model import SETTINGS_FILE
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.keys import KEYS
 from rlhf_ray.rewards.function import FunctionReward
-from rlhf_ray.training.engine import check_context, positions_of
+from rlhf_ray.training.engine import check_context
 from rlhf_ray.training.estimators import check_estimator
 from rlhf_ray.training.meta import read_samples
 from rlhf_ray.training.paths import policy_of, reward_of

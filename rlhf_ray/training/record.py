@@ -65,7 +65,7 @@ class Record:
         if self._cluster.step == 0:
             found = calibrate(self._cluster.sample(CALIBRATION, 0, CALIBRATION_PROMPTS))
             write_json(path, asdict(found))
-        self._cluster.scorers.calibration = Calibration(**json.loads(path.read_text()))
+        self._cluster.calibrate(Calibration(**json.loads(path.read_text())))
         if self._cluster.step == 0:
             self.evaluate(0)
         else:

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf_ray.algos.ranking import preference_strength
 from rlhf_ray.algos.remedies import soft_targets
 from rlhf_ray.config import Config
+from rlhf_ray.data.faults import skipped
 from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import PreferenceSet, RankedList, load_lists
 from rlhf_ray.files import write_json
@@ -35,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PairStrength:
-    """One pair: its list (a place in the data), its texts in it, and what the models say.
+    """One pair: its list (a place in the data as it stands), its texts, and what the models say.
 
     mean, std: of the gap better − worse; agree: share of the models with a gap above 0; target:
     mean of σ(gap), how probable they hold the label to be.
@@ -91,7 +92,16 @@ def read_lists(config: Config, tokenizer: Any = None) -> PreferenceSet:
 def measure(
     config: Config, base: str, *, plan: Plan, log: Callable[[str], None]
 ) -> Iterator[tuple[int, Row] | list[PairStrength]]:
-    """Train the M models side by side: (place, row) as they come, last each pair's strength."""
+    """Train the M models side by side: (place, row) as they come, last each pair's strength.
+
+    A row that the chat template refuses is skipped, or fails, as any bad row, and has no strength.
+    Raises ValueError for data that cannot be used before anything is trained.
+    """
+    tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
+    judged = read_lists(config, tokenizer)
+    if judged.bad_rows:
+        log(skipped(judged.bad_rows, judged.first_bad))
+    places = places_of(judged, read_lists(config))
     scores: dict[int, np.ndarray] = {}
     calls: list[Call] = [((config, base, member), {}) for member in range(config.strength.models)]
     rows = run_phases(
@@ -108,7 +118,15 @@ def measure(
             scores[place] = row.pop("scores")
         yield place, row
     ordered = [scores[member] for member in range(config.strength.models)]
-    yield strengths(list(read_lists(config)), ordered)
+    yield [replace(one, list=places[one.list]) for one in strengths(judged, ordered)]
+
+
+def places_of(some: Sequence[RankedList], lists: Sequence[RankedList]) -> list[int]:
+    """Where in `lists` each of `some` of them stands; the two agree in source and line alone."""
+    rows = {(one.source, one.line) for one in some}
+    places = [i for i, one in enumerate(lists) if (one.source, one.line) in rows]
+    assert len(places) == len(some)
+    return places
 
 
 def strengths(lists: Sequence[RankedList], scores: Sequence[np.ndarray]) -> list[PairStrength]:
@@ -147,7 +165,7 @@ def _judgements(gaps_MP: np.ndarray) -> Tensor:
 def write_strength(directory: Path, config: Config, base: str, found: list[PairStrength]) -> None:
     """strength.jsonl, a pair a line, and strength.json, which says of what and how.
 
-    found: of the lists that `read_lists(config)` gives now; their digest is kept beside it.
+    found: of lists that `read_lists(config)` gives now; the digest of all is kept beside it.
     """
     settings = {
         "preferences": config.data.preferences,
@@ -165,7 +183,7 @@ def write_strength(directory: Path, config: Config, base: str, found: list[PairS
 
 
 def read_strength(directory: Path) -> tuple[list[PairStrength], PreferenceSet, dict[str, Any]]:
-    """What `write_strength` wrote, the lists it is of, and its settings.
+    """What `write_strength` wrote, all lists of the data it is of, and its settings.
 
     Raises ValueError where there is none, or the lists are no longer those.
     """
@@ -183,7 +201,13 @@ def read_strength(directory: Path) -> tuple[list[PairStrength], PreferenceSet, d
         seed=settings["seed"],
         prompt_column=settings["prompt_column"],
     )
-    pairs = [(i, p.better, p.worse) for i, one in enumerate(lists) for p in one.comparisons()]
+    judged = {one.list for one in found}
+    pairs = [
+        (i, pair.better, pair.worse)
+        for i, one in enumerate(lists)
+        if i in judged
+        for pair in one.comparisons()
+    ]
     measured = [(one.list, one.better, one.worse) for one in found]
     if pairs != measured or settings.get("digest") != digest_of(lists):
         raise ValueError(

@@ -104,7 +104,8 @@ def flipped(
 ) -> tuple[list[RankedList], list[bool]]:
     """Each comparison's label wrong with probability `share`; which are, in order of comparisons.
 
-    A list of two exchanges its ranks; a longer one gets `pairs`.
+    A list of two without `pairs` exchanges its ranks; any other gets `pairs`, where a turned one
+    has no margin and a sure label.
     """
     noisy, wrong = [], []
     for place, one in enumerate(lists):
@@ -118,7 +119,7 @@ def flipped(
             Comparison(pair.worse, pair.better) if mark else pair
             for pair, mark in zip(pairs, marks, strict=True)
         )
-        if len(one.responses) == 2:
+        if len(one.responses) == 2 and not one.pairs:
             ranks = tuple(reversed(one.ranks)) if marks[0] else one.ranks
             noisy.append(dataclasses.replace(one, ranks=ranks))
         else:

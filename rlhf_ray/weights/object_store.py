@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+)
 from torch import Tensor
 
 from rlhf_ray.data.ids import Version
@@ -50,7 +55,7 @@ def fetch(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> list[Any]:
     """A version's objects. Raises VersionGone, and TimeoutError where they do not arrive."""
     try:
         return ray.get(list(refs), timeout=PULL_TIMEOUT)
-    except (ObjectLostError, RayActorError) as error:
+    except (ObjectLostError, RayActorError, OutOfMemoryError) as error:
         raise VersionGone(f"version {manifest.version} is gone: {error}") from error
     except GetTimeoutError as error:
         raise TimeoutError(

@@ -7,7 +7,6 @@ import torch
 
 from rlhf_ray.algos.ranking import pairwise_loss, preference_strength
 from rlhf_ray.algos.remedies import (
-    flip_labels,
     smoothed_targets,
     soft_targets,
     strength_margins,
@@ -26,28 +25,13 @@ def test_the_weakest_by_fraction_and_by_threshold():
     assert int(weakest(torch.zeros(10), fraction=0.3).sum()) == 3
 
 
-def test_flipping_exchanges_the_two_and_twice_is_nothing():
-    chosen, rejected = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
-    flip = torch.tensor([True, False, True])
-    flipped = flip_labels(chosen, rejected, flip)
-    assert [x.tolist() for x in flipped] == [[4, 2, 6], [1, 5, 3]]
-    for dtype in (torch.uint8, torch.float32):
-        again = flip_labels(chosen, rejected, flip.to(dtype))
-        assert all(torch.equal(a, b) for a, b in zip(again, flipped, strict=True))
-    again = flip_labels(*flipped, flip)
-    assert torch.equal(again[0], chosen) and torch.equal(again[1], rejected)
-
-
-def test_flipped_labels_are_found_and_mended():
+def test_flipped_labels_are_found():
     """Ten models that see the truth with noise; two of eight labels are wrong."""
     torch.manual_seed(0)
     truth = torch.tensor([2.0, -2.0, 3.0, 1.5, -1.5, 2.5, 2.0, 1.0])
     gaps_MP = truth + 0.3 * torch.randn(10, 8)
     mean_P, _ = preference_strength(gaps_MP)
-    wrong = weakest(mean_P, fraction=0.25)
-    assert torch.equal(wrong, truth < 0)
-    chosen, rejected = flip_labels(truth, torch.zeros(8), wrong)
-    assert (chosen > rejected).all()
+    assert torch.equal(weakest(mean_P, fraction=0.25), truth < 0)
 
 
 def test_targets_and_margins_feed_the_pairwise_loss():
@@ -72,8 +56,6 @@ def test_nonsense_raises():
         weakest(STRENGTH, fraction=2)
     with pytest.raises(ValueError, match="strength_P holds NaN"):
         weakest(torch.tensor([float("nan")]), fraction=0.5)
-    with pytest.raises(ValueError, match=r"pass flip_P\.bool"):
-        flip_labels(STRENGTH, STRENGTH, STRENGTH)
     with pytest.raises(ValueError, match=r"pass weak_P\.bool"):
         smoothed_targets(STRENGTH, label_smoothing=0.1)
     with pytest.raises(ValueError, match="limit is 0"):

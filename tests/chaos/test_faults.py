@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.models.reward_model import CALIBRATION_FILE
 from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
 from tests.chaos.strikes import DRIVER, EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
 from tests.running.jobs import STEPS, TINY, fingerprint, succeed
@@ -68,13 +67,14 @@ def test_either_rank_of_two_killed(base: Path, new_run: Make):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_separate_critic_begins_again_as_it_began(new_run: Make):
-    """Killed before the first checkpoint: the critic is built from the reward model once more."""
+    """Killed before the first checkpoint: the critic is built from the reward model once more.
+
+    And the group that has it is told the run's calibration once more.
+    """
     apart = (*FLAGS, "--ppo.critic=separate", "--checkpoint.every=1000")
     calm, place = new_run("calm")
-    (calm / "reward" / CALIBRATION_FILE).unlink()  # as in a run that trains its own
     succeed("ppo", *place, *apart)
     run, place = new_run("struck")
-    (run / "reward" / CALIBRATION_FILE).unlink()
     strikes = [Strike("learner", "learner updates", 3, part_of_update=0.5)]
     run_struck(run, place, apart, strikes, limit=350)
     all_struck(run, strikes)

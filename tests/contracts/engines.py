@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from rlhf_ray.generators.environment import torch_environment, vllm_environment
+from rlhf_ray.generators.registry import BACKENDS
 
 THREADS = 1
-ENVIRONMENTS = {"vllm": vllm_environment(THREADS), "transformers": torch_environment(THREADS)}
 _engine: Any = None  # in the child
 
 
@@ -20,7 +19,7 @@ class EngineProcess:
         self.backend = backend
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         before = dict(os.environ)
-        os.environ.update(ENVIRONMENTS[backend])  # what a spawned child starts with
+        os.environ.update(BACKENDS[backend].environment(THREADS))  # a spawned child has it
         try:
             self._pool.submit(_start, backend, model_path, options).result()
         finally:
@@ -36,8 +35,6 @@ class EngineProcess:
 
 
 def _start(backend: str, model_path: str, options: dict[str, Any]) -> None:
-    from rlhf_ray.generators.registry import BACKENDS
-
     global _engine
     _engine = BACKENDS[backend].make(model_path, **options)
 

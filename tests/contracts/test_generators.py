@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from rlhf_ray.data.ids import Version
 from rlhf_ray.data.schemas import EOS, LENGTH
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
+from rlhf_ray.generators.registry import BACKENDS
 from tests.contracts import actions, models, oracle
 from tests.contracts.engines import THREADS, EngineProcess
 
-BACKENDS = ("vllm", "transformers")
 TEMPERATURE, MAX_TOKENS, AT_ONCE = 0.7, 24, 128
 SAMPLING = Sampling(TEMPERATURE, MAX_TOKENS, models.EOS)
 # BLOOM alone: vLLM's ALiBi and transformers' differ by this much with the same weights.

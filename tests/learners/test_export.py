@@ -93,7 +93,7 @@ def test_built_from_directories_and_back(tmp_path: Path) -> None:
     make_tokenizer(["some text to learn from"], 300).save_pretrained(policy)
     reward = RewardModel(tiny_lm(seed=3).model, "mean")
     reward.save_pretrained(scores)
-    write_calibration(scores, Calibration(mean=2.0, std=4.0, samples=9))
+    write_calibration(scores, Calibration(mean=7.0, std=9.0, samples=9))  # the run's own counts
 
     options = {"seed": 0, "temperature": 1.0, "settings": SETTINGS}
     zero = build_learner(policy, **options)
@@ -102,8 +102,10 @@ def test_built_from_directories_and_back(tmp_path: Path) -> None:
     ids_BL, index_N = torch.tensor([[3, 4, 5]]), torch.tensor([2])
     with torch.no_grad():
         hidden_D = reward.backbone(input_ids=ids_BL).last_hidden_state[0, 2]
-        want = (reward.head(hidden_D) - 2.0) / 4.0
-        torch.testing.assert_close(warm.critic(PackedRows(ids_BL[0], (3,)), index_N), want)
+        raw, row = reward.head(hidden_D), PackedRows(ids_BL[0], (3,))
+        torch.testing.assert_close(warm.critic(row, index_N), raw)
+        warm.calibrate(mean=2.0, std=4.0)
+        torch.testing.assert_close(warm.critic(row, index_N), (raw - 2.0) / 4.0)
     warm.update(0, table())
     warm.save_policy(out)
     assert AutoTokenizer.from_pretrained(out)("some text").input_ids

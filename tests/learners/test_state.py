@@ -42,6 +42,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, dtype: torch.d
         assert torch.equal(parameters(second)[name], want), name
 
 
+@pytest.mark.parametrize(("saved", "target", "found"), [(0.05, None, 0.2), (0.0, 1.0, 0.2)])
+def test_a_price_of_kl_that_did_not_adapt_is_that_of_the_settings(
+    tmp_path: Path, saved: float, target: float | None, found: float
+) -> None:
+    learner(settings=PPO(prompts=8, kl_coef=saved)).save(tmp_path)
+    again = learner(settings=PPO(prompts=8, kl_coef=0.2, kl_target=target))
+    again.load(tmp_path)
+    assert again.kl_coef.coef == found
+
+
 def save_after_two(group: Group, directory: str, shard: bool) -> None:
     found = learner(settings=replace(SETTINGS, shard_weights=shard), group=group)
     trained(range(2), onto=found).save(directory)

@@ -10,9 +10,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BloomConfig,
     GPT2Config,
     GPT2Model,
+    MptConfig,
     PreTrainedTokenizerFast,
+    T5Config,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from rlhf_ray.models.loading import (
@@ -23,6 +28,7 @@ from rlhf_ray.models.loading import (
     load_causal_lm,
     load_tokenizer,
     loading,
+    positions_of,
 )
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 
@@ -153,3 +159,12 @@ def test_rows_longer_than_the_model_are_refused() -> None:
     check_length(model, 1024, "sft.max-tokens")
     with pytest.raises(ValueError, match=r"--sft.max-tokens is 1025.*1024 positions: set"):
         check_length(model, 1025, "sft.max-tokens")
+
+
+def test_a_model_says_how_long_its_rows_may_be_or_does_not() -> None:
+    kinds = (GPT2Config, MptConfig, BloomConfig, T5Config, XLNetConfig)
+    assert [positions_of(kind()) for kind in kinds] == [1024, 2048, None, None, None]
+    sizes = {"vocab_size": 9, "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}
+    model = XLNetModel(XLNetConfig(**sizes))
+    assert model.config.max_position_embeddings == -1
+    check_length(model, 10_000, "rm.max-tokens")

@@ -5,12 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    RobertaConfig,
+    RobertaModel,
+    XLNetConfig,
+    XLNetModel,
+)
 
 from rlhf_ray.models.tiny import make_decoder
 from rlhf_ray.rewards.classifier import ClassifierReward
 from rlhf_ray.rewards.micro_batches import Compute
-from rlhf_ray.rewards.trained import longest_input
+from rlhf_ray.rewards.trained import UNSTATED, longest_input
 from tests.rewards.models import batch_of, policy_tokenizer, save_classifier, word_tokenizer
 
 PROMPTS = ["the food was", "the", "the staff was rude and the room"]
@@ -99,6 +107,23 @@ def test_roberta_keeps_positions_for_padding() -> None:
         model(torch.full((1, longest), 5))
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.full((1, longest + 1), 5))
+
+
+def test_a_model_without_a_stated_length_takes_any(tmp_path: Path) -> None:
+    tokenizer, sizes = word_tokenizer(), {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+    config = BloomConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, **sizes)
+    BloomForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = ClassifierReward(str(tmp_path), Compute())
+    long = batch_of(policy_tokenizer(), ["the food was good " * 600], ["clean</s>"])
+    assert [len(row) for row in reward.token_ids(long)] == [2403]
+    scores = reward(batch_of(policy_tokenizer(), PROMPTS, RESPONSES)).scores
+    assert scores == pytest.approx(logits_of(tmp_path, True)[:, 0], abs=1e-4)
+
+
+def test_a_limit_below_one_is_none() -> None:
+    sizes = {"vocab_size": 9, "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}
+    assert longest_input(XLNetModel(XLNetConfig(**sizes)), word_tokenizer()) == UNSTATED
 
 
 def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:

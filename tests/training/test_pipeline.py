@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf_ray.config import PPO, SFT, Config, Data, Model, Reward, RewardSource, Run
 from rlhf_ray.models.tiny import make_tokenizer
@@ -131,6 +132,14 @@ def test_what_a_run_reads_is_named_part_by_part(config: Config) -> None:
     found = resolve(dataclasses.replace(config, data=data, reward=Reward(sources=sources)))
     named = {path.name for path in files_of(found)}
     assert named == {"a.tsv", "b.jsonl", "saved", "policy"}
+
+
+def test_a_run_that_goes_on_overwrites_nothing(config: Config) -> None:
+    run = dataclasses.replace(config.run, overwrite=True)
+    config.dir.mkdir(parents=True)
+    began = dataclasses.replace(config, run=run).to_dict()
+    (config.dir / "config.yaml").write_text(yaml.safe_dump(began))
+    assert read_run(config.dir) == config
 
 
 def test_resuming_where_there_is_no_run_says_what_to_do(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rlhf_ray.config import PPO, Config, Run
+from rlhf_ray.config import PPO, Config, Data, Run
 from rlhf_ray.training import pipeline
 from tests.running.here import job_here
 from tests.running.jobs import TINY, rows
@@ -63,6 +64,23 @@ def test_one_that_has_begun_goes_on_with_what_it_began_with(tmp_path: Path, aske
     assert call(tmp_path) == 0
     assert call(tmp_path, "--ppo.iterations=9") == 0
     assert asked == [(True, 7, 0.9), (True, 9, 0.9)]
+
+
+def test_one_that_was_moved_goes_on_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    began = tmp_path / "before" / "first"
+    data = Data(texts=str(began / "data" / "texts.txt"), prompts="/elsewhere/prompts.txt")
+    config = replace(BEGAN_WITH, run=Run(name="first", root=str(began.parent)), data=data)
+    run = tmp_path / "runs" / "second"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    found: list[Config] = []
+    monkeypatch.setattr(pipeline, "run", lambda config, **_: found.append(config))
+    monkeypatch.chdir(tmp_path)
+    assert job_here("ppo", "--run.name=second", "--resume") == 0
+    assert [one.dir.absolute() for one in found] == [run]
+    assert Path(found[0].data.texts or "").absolute() == run / "data" / "texts.txt"
+    assert found[0].data.prompts == "/elsewhere/prompts.txt"
+    assert found[0].ppo == BEGAN_WITH.ppo
 
 
 def test_one_that_is_done_shows_its_summary(tmp_path: Path, asked: list, capsys):

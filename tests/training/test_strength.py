@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_ray.config import RM, Data, Strength
+from rlhf_ray.config import RM, Config, Data, Strength
 from rlhf_ray.data.preference_split import folds_of
 from rlhf_ray.data.preferences import leaks, load_lists
 from rlhf_ray.data.ranked_list import Comparison, RankedList
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from rlhf_ray.training import strength
 from rlhf_ray.training.cleaning import REMEDIES, Limits, clean
 from rlhf_ray.training.strength import (
     PairStrength,
+    measure,
     member_scores,
     read_lists,
     read_strength,
@@ -279,6 +284,66 @@ def test_flipped_labels_are_the_weak_ones(scheme: str, base: Path, tmp_path: Pat
         for is_flipped in (True, False)
     )
     assert (wrong[:, None] < right).mean() > 0.9  # AUROC
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+)
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Ten rows, the third with a system's turn, and `base`, whose template refuses that.
+
+    The M models are trained here, one after the other.
+    """
+    asked = [{"role": "user", "content": "how was the room?"}]
+    rows = [
+        {"prompt": asked, "chosen": f"the room was good {i}", "rejected": f"the room was bad {i}"}
+        for i in range(10)
+    ]
+    rows[2]["prompt"] = [{"role": "system", "content": "be kind"}, *asked]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = make_tokenizer(["the room was good", "the room was bad"], vocab=300)
+    tokenizer.chat_template = REFUSING
+    for part in (tokenizer, make_decoder(tokenizer, hidden=64, layers=1, seed=0)):
+        part.save_pretrained(tmp_path / "base")
+
+    def one_after_the_other(_: Any, calls: Any, **__: Any) -> Iterator[tuple[int, dict]]:
+        for place, (args, _) in enumerate(calls):
+            for row in member_scores(*args):
+                yield place, row
+
+    monkeypatch.setattr(strength, "run_phases", one_after_the_other)
+    data = Data(preferences=str(tmp_path / "rows.jsonl"), on_bad_row="skip")
+    config = config_for(tmp_path, data=data, rm=RM(lr=3e-3, batch_lists=4))
+    return dataclasses.replace(config, strength=Strength(models=2, epochs=1))
+
+
+PLAN = SimpleNamespace(learner=None, threads=1)
+
+
+def test_a_row_that_the_template_refuses_has_no_strength(refusing: Config, tmp_path: Path) -> None:
+    said: list[str] = []
+    *_, found = measure(refusing, str(tmp_path / "base"), plan=PLAN, log=said.append)
+    assert [one.list for one in found] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert len(said) == 1 and "1 bad row skipped" in said[0] and "rows.jsonl:3: " in said[0]
+    write_strength(tmp_path / "s", refusing, "base", found)
+    out = tmp_path / "cleaned.jsonl"
+    args = ["clean", str(tmp_path / "s"), "--how", "flip", "--fraction", "1", "--out", str(out)]
+    assert job_here("preferences", *args) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["ranks"] for row in rows] == [[1, 2] if i == 2 else [2, 1] for i in range(10)]
+    assert [i for i, row in enumerate(rows) if "cleaned" not in row] == [2]
+
+
+def test_such_a_row_ends_it_before_anything_is_trained(refusing: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        refusing, data=dataclasses.replace(refusing.data, on_bad_row="fail")
+    )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3: the chat template refuses .*skip"):
+        next(measure(config, str(tmp_path / "base"), plan=PLAN, log=print))
 
 
 def test_split_writes_two_sets_without_leaks(tmp_path: Path, capsys) -> None:

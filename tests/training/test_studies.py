@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.data.ranked_list import RankedList
+from rlhf_ray.data.ranked_list import Comparison, RankedList
 from rlhf_ray.training.studies import auroc, cell, flipped, gain, one_pair_a_list, run_trials, table
 
 LISTS = [
@@ -45,6 +45,16 @@ def test_labels_are_flipped_with_the_probability_asked_for() -> None:
     pairs = one_pair_a_list(LISTS, 0)
     swapped, marks = flipped(pairs, 0.5, seed=0)
     assert [one.ranks == (2, 1) for one in swapped] == marks and not any(p.pairs for p in swapped)
+
+
+def test_a_pair_with_a_margin_is_flipped_as_it_says() -> None:
+    pairs = (Comparison(0, 1, margin=0.5),)
+    lists = [RankedList("", (f"good {i}", f"bad {i}"), (1, 2), "x", i, pairs=pairs)
+             for i in range(40)]  # fmt: skip
+    noisy, wrong = flipped(lists, 0.5, seed=0)
+    assert any(wrong) and not all(wrong)
+    for one, mark in zip(noisy, wrong, strict=True):
+        assert one.comparisons() == ((Comparison(1, 0),) if mark else pairs)
 
 
 def test_pairs_of_a_list_share_no_text_and_keep_their_order() -> None:

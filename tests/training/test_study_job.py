@@ -48,6 +48,23 @@ def test_each_study_writes_its_page(
     assert (tmp_path / f"{study}.md").read_text() == page
 
 
+def test_results_of_other_settings_are_not_shown_as_of_these(tmp_path: Path, capsys) -> None:
+    missing = tmp_path / "missing.jsonl"
+    out = tmp_path / "out"
+    flags = ("quality", f"--data.preferences={missing}", f"--out={out}")
+    assert job_here("study_reward", *flags, "--rm.lr=1e-3") == 2
+    assert job_here("study_reward", *flags, "--rm.lr=2e-3") == 2  # nothing came of the first
+    assert "there is no file" in capsys.readouterr().err
+    (out / "reward_model.0.json").write_text("{}")
+    kept = (out / "settings.json").read_text()
+    assert job_here("study_reward", *flags, "--rm.lr=3e-3") == 2
+    said = capsys.readouterr().err
+    assert "of other settings, --rm.lr 0.002 instead of 0.003: give another --out" in said
+    assert job_here("study_reward", *flags, "--rm.lr=2e-3", "--seeds=5") == 2
+    assert "there is no file" in capsys.readouterr().err  # as far as without results
+    assert (out / "settings.json").read_text() == kept
+
+
 def test_an_unknown_study_is_said(capsys) -> None:
     assert job_here("study_reward", "speed") == 2
     assert "one of quality, labels, remedies (now 'speed')" in capsys.readouterr().err

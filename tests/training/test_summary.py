@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,8 @@ class Start:
             sample=lambda split, done, prompts: samples if split == HELDOUT else RESPONSES,
             describe=lambda batch, limit: [],
             report=lambda row: None,
-            scorers=SimpleNamespace(calibration=None),
+            scorers=(scorers := SimpleNamespace(calibration=None)),
+            calibrate=partial(setattr, scorers, "calibration"),
             pool=SimpleNamespace(restarts=0, loaded=lambda: 1),
             ledger=SimpleNamespace(counts=COUNTS),
         )
