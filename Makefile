@@ -40,10 +40,10 @@ check: install ## lint, types, layers, spelling, docs
 test: check ## check, then the tests (12 minutes on 2 cores at most)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: check ## the long form: slow tests too (an hour at most)
+test-all: check ## the long form: slow tests too (about an hour on 2 cores)
 	$(BIN)/python -m pytest -m "not gpu" --durations=30 $(ARGS)
 
-bench: install ## speed of the full loop on random prompts; the last line is JSON
+bench: install ## speed of the full loop on random prompts: ARGS="--model runs/demo/sft"
 	@$(BIN)/python jobs/bench_ppo.py $(ARGS)
 
 docs: install ## the documentation as a site in site/

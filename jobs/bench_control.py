@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
+from rlhf_ray import cli
 from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.members import Published
@@ -237,4 +238,4 @@ def on_ray(scenario: Scenario) -> Measured:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(tyro.cli(Options, prog="jobs/bench_control.py", description=cli.described(__doc__)))

@@ -137,7 +137,9 @@ def result(options: Options, root: str, peak_pss_mb: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/bench_ppo.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/bench_ppo.py", description=cli.described(__doc__))
+    if options.updates < 2:
+        raise ValueError(f"--updates {options.updates}: the first is not counted, give at least 2")
     console = Console("bench")
     with tempfile.TemporaryDirectory() as root:
         reward = RewardModel.from_backbone(options.model, "last", seed=0)

@@ -26,7 +26,7 @@ class Options:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/pause.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/pause.py", description=cli.described(__doc__))
     with join_session():
         ask(options.run, "pause", not options.go_on)
     print(f"{options.run}: {'goes on' if options.go_on else 'held before its next iteration'}")

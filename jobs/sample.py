@@ -44,8 +44,11 @@ def main() -> int:
         Options,
         default=Options(config, tyro.MISSING, tyro.MISSING, recipe),
         prog="jobs/sample.py",
-        description=__doc__,
+        description=cli.described(__doc__),
     )
+    for flag, count in (("--prompts", options.prompts), ("--samples", options.samples)):
+        if count < 1:
+            raise ValueError(f"{flag} is {count}, which leaves nothing to write: give at least 1")
     written = sample_to(
         resolve(options.config),
         options.policy,

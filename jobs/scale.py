@@ -39,7 +39,9 @@ def parse(argv: Sequence[str]) -> Options:
     """The options. ValueError for a number that is none, or bounds that make no sense."""
     # A lone -2 would be taken for a flag.
     joined = re.sub(r"(--generators)\x00(-\d+)", r"\1=\2", "\x00".join(argv)).split("\x00")
-    options = tyro.cli(Options, args=joined, prog="jobs/scale.py", description=__doc__)
+    options = tyro.cli(
+        Options, args=joined, prog="jobs/scale.py", description=cli.described(__doc__)
+    )
     if options.generators == AUTO:
         Limits(options.min, options.max)
     elif not re.fullmatch(r"[+-]?\d+", options.generators):

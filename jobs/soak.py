@@ -9,7 +9,6 @@ last line is JSON: role → MB at the start of that window, at its end, growth o
 
 import json
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -114,18 +113,20 @@ def result(rows: list[dict[str, Any]], sampler: Sampler) -> dict[str, Any]:
 
 
 def main() -> int:
-    root = tempfile.mkdtemp(prefix="soak")
-    flags = [*DEFAULTS, f"--run.root={root}", "--run.name=soak", *sys.argv[1:]]
-    config = cli.parse(flags, prog="jobs/soak.py", description=__doc__ or "").config
-    sampler = Sampler()
-    sampler.start()
-    try:
+    with tempfile.TemporaryDirectory(prefix="soak") as root:
+        flags = [*DEFAULTS, f"--run.root={root}", "--run.name=soak", *sys.argv[1:]]
+        config = cli.parse(flags, prog="jobs/soak.py", description=__doc__ or "").config
+        if config.ppo.iterations <= WARM:
+            raise ValueError(
+                f"--ppo.iterations is {config.ppo.iterations}, and the first {WARM} are not looked "
+                f"at: give more"
+            )
+        sampler = Sampler()
+        sampler.start()
         run(config, resume=False, console=Console("soak", quiet_s=20))
         sampler.end()
         rows = [row for row in read_metrics(config.dir) if row["phase"] == "ppo"]
         print(json.dumps(result(rows, sampler)))
-    finally:
-        shutil.rmtree(root)
     return 0
 
 

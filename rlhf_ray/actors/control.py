@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from rlhf_ray.actors.presence import present
 
@@ -116,8 +116,9 @@ class ControlActor:
 
 def create_control(run: str, generators: int) -> ray.actor.ActorHandle:
     """The driver's end. ValueError where a run of this name is alive."""
+    # One call at a time, Ray's default: a wish is read, changed and written without a lock.
     actor = ray.remote(ControlActor).options(
-        name=control_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=4, max_restarts=-1
+        name=control_name(run), namespace=NAMESPACE, num_cpus=0, max_restarts=-1
     )
     try:
         return actor.remote(generators)
@@ -152,6 +153,11 @@ def ask(run: str, method: str, *args: Any, **kwargs: Any) -> Any:
         return ray.get(call, timeout=ANSWER_TIMEOUT)
     except RayTaskError as error:
         raise error.cause from None
+    except ActorUnavailableError:  # of those below, the one that passes
+        raise ValueError(
+            f"the control actor of {run!r} is being started anew, and did not answer `{method}`: "
+            f"try again in a few seconds"
+        ) from None
     except RayActorError:
         raise ValueError(f"the run {run!r} has just ended") from None
     except GetTimeoutError:

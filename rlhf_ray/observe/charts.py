@@ -6,6 +6,7 @@ Series are drawn in the classes c0, c1, …; a point's `<title>` is what browser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 
 _WIDTH, _HEIGHT = 440.0, 210.0
@@ -57,12 +58,17 @@ def line_chart(series: Sequence[Series], *, x_label: str = "step") -> str:
 def stacked_bars(
     xs: Sequence[float], layers: Sequence[tuple[str, Sequence[float]]], *, x_label: str = "step"
 ) -> str:
-    """One bar for each x, its layers from the bottom up; all layers are as long as `xs`."""
+    """One bar for each x, its layers from the bottom up; all layers are as long as `xs`.
+
+    `xs` ascend, each above the one before; the least gap between two decides how wide a bar is.
+    """
     keep = range(0, len(xs), ceil(len(xs) / _MOST_POINTS))
     totals = [sum(values[i] for _, values in layers) for i in keep]
-    x_range = (xs[0] - 0.5, xs[-1] + 0.5)
-    frame = Frame(_x_ticks(xs[0], xs[-1]), ticks(0.0, max(totals) or 1.0), x_range)
-    width = min(max((_WIDTH - _LEFT - _RIGHT) / len(totals) * 0.8, 1.0), _WIDEST_BAR)
+    first, last = xs[keep[0]], xs[keep[-1]]
+    gap = min((xs[b] - xs[a] for a, b in pairwise(keep)), default=1.0)
+    x_range = (first - gap / 2, last + gap / 2)
+    frame = Frame(_x_ticks(first, last), ticks(0.0, max(totals) or 1.0), x_range)
+    width = min(max((frame.x(first + gap) - frame.x(first)) * 0.8, 1.0), _WIDEST_BAR)
     parts = [_axes(frame, x_label)]
     for i in keep:
         base = 0.0
@@ -107,7 +113,8 @@ def _x_ticks(low: float, high: float) -> list[float]:
     if low == high:
         return [low]
     inside = [tick for tick in ticks(low, high, 6) if low <= tick <= high]
-    return [tick for tick in inside if tick == int(tick)]
+    whole = [tick for tick in inside if tick == int(tick)]
+    return whole if len(whole) > 1 else inside  # steps are whole, confidences are not
 
 
 def _thin(series: Series) -> Series:

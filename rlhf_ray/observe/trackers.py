@@ -115,6 +115,6 @@ def open_tracker(name: str | None, run_dir: Path, config: Mapping[str, Any]) -> 
     if importlib.util.find_spec(row.package) is None:
         raise ValueError(
             f"run.tracker {name} needs the package {row.package}, which is not installed: "
-            f".venv/bin/uv pip install '.[{row.package}]', or leave --run.tracker out"
+            f".venv/bin/uv pip install -e '.[{row.package}]', or leave --run.tracker out"
         )
     return row.make(run_dir, config)

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -173,3 +174,36 @@ def test_bars_stack() -> None:
     (a_top, a_height), (b_top, b_height), _ = bars
     assert b_top + b_height == pytest.approx(a_top, abs=0.2)
     assert b_height == pytest.approx(3 * a_height, abs=0.3)
+
+
+def bars(svg: str) -> list[tuple[float, float]]:
+    """(left, width) of each bar."""
+    found = re.findall(r'<rect class="[^"]*" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+    return [(float(left), float(width)) for left, width in found]
+
+
+@pytest.mark.parametrize("xs", [[0.05 * i for i in range(-10, 10)], [1, 2, 3, 7], [0, 50, 100]])
+def test_bars_do_not_overlap_whatever_their_unit(xs: list[float]) -> None:
+    found = bars(stacked_bars(xs, [("a", [1.0] * len(xs))]))
+    assert len(found) == len(xs)
+    gaps = [b - (a + width) for (a, width), (b, _) in pairwise(found)]
+    assert min(gaps) > 0.0
+    assert found[0][0] > 46.0 and sum(found[-1]) < 430.0
+
+
+def test_bars_of_several_spacings_stand_where_their_numbers_say() -> None:
+    lefts = [left for left, _ in bars(stacked_bars([0.0, 0.1, 0.4], [("a", [1.0, 1.0, 1.0])]))]
+    assert lefts[2] - lefts[1] == pytest.approx(3 * (lefts[1] - lefts[0]), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.5, 0.5), (1.0, 1.0)], ["0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+        ([(1, 0.0), (3, 1.0)], ["1", "2", "3"]),
+    ],
+)
+def test_shares_have_labels_and_steps_whole_ones(
+    points: list[tuple[float, float]], expected: list[str]
+) -> None:
+    assert re.findall(r'class="mid">([^<]+)<', line_chart([Series("a", points)])) == expected

@@ -31,7 +31,7 @@ def test_a_package_that_is_not_there_is_named_with_what_to_install(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(ValueError, match=rf"{name} needs the package .*uv pip install '\.\["):
+    with pytest.raises(ValueError, match=rf"{name} needs the package .*uv pip install -e '\.\["):
         open_tracker(name, tmp_path, CONFIG)
 
 
