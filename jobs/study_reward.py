@@ -166,10 +166,13 @@ def strength_of(
     data = place / "noisy.jsonl"
     if not data.is_file():
         write_jsonl(data, lists)
-    noisy = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, preferences=str(data), heldout_preferences=None),
+    written = dataclasses.replace(
+        config.data,
+        preferences=str(data),
+        heldout_preferences=None,
+        chat_template="never",  # these lists are rendered already
     )
+    noisy = dataclasses.replace(config, data=written)
     scores = []
     for member in range(config.strength.models):
         file = place / f"member-{member}.npy"

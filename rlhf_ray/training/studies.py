@@ -146,7 +146,7 @@ def one_pair_a_list(lists: Sequence[RankedList], seed: int) -> list[RankedList]:
             a, b = sorted((int(i), int(j)), key=lambda k: one.ranks[k])
             texts = one.responses[a], one.responses[b]
             if one.ranks[a] != one.ranks[b] and texts[0] != texts[1]:
-                pairs.append(dataclasses.replace(one, responses=texts, ranks=(1, 2)))
+                pairs.append(dataclasses.replace(one, responses=texts, ranks=(1, 2), pairs=()))
     return pairs
 
 

@@ -66,6 +66,13 @@ def test_pairs_of_a_list_share_no_text_and_keep_their_order() -> None:
         assert one.ranks == (1, 2) and one.responses[0] < one.responses[1]  # i-0 is best
 
 
+def test_a_pair_cut_out_of_a_list_has_none_of_its_places() -> None:
+    whole = RankedList("", tuple("abcd"), (4, 3, 2, 1), "x", 0, pairs=(Comparison(3, 0),))
+    for one in one_pair_a_list([whole], 0):
+        (pair,) = one.comparisons()
+        assert one.responses[pair.better] > one.responses[pair.worse]
+
+
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     calls = []
 
