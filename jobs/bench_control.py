@@ -128,7 +128,7 @@ class Sleeper:
         self, order: Order, seconds: float, oldest: Version
     ) -> tuple[None, ShardMeta]:
         await asyncio.sleep(seconds)
-        return None, ShardMeta(len(order.keys), 0, seconds, oldest)
+        return None, ShardMeta(len(order.keys), 0, oldest)
 
     async def score(self, table: Any) -> tuple[None, int]:
         return None, 0

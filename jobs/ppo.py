@@ -4,10 +4,8 @@ python jobs/ppo.py [--recipe jobs/recipes/reviews.yaml] [--section.field value â
 """
 
 import json
-import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +33,6 @@ def finished(config: Config) -> dict[str, Any] | None:
     return summary if summary["iterations"] >= config.ppo.iterations else None
 
 
-def moved(began_with: Config, directory: Path) -> Config:
-    """The settings of a run that may have been copied or moved to `directory` since it began.
-
-    It works there, and on the data that came along.
-    """
-    before = f"{began_with.dir}{os.sep}"
-    data: dict[str, Any] = {
-        name: str(directory / value.removeprefix(before))
-        for name, value in vars(began_with.data).items()
-        if isinstance(value, str) and value.startswith(before)
-    }
-    return replace(
-        began_with,
-        run=replace(began_with.run, root=str(directory.parent), name=directory.name),
-        data=replace(began_with.data, **data),
-    )
-
-
 def main() -> int:
     # Ctrl-C, also where a shell started this in the background; SIGTERM is how `ray job stop` asks.
     for asked in (signal.SIGINT, signal.SIGTERM):
@@ -62,7 +42,7 @@ def main() -> int:
     begun = command.resume_if_begun and (directory / "config.yaml").is_file()
     resume = command.resume or begun
     if resume:
-        base = moved(read_run(directory), directory)
+        base = read_run(directory)
         if command.recipe is None:  # what the run began with; flags override it
             command = parse(base)
     console = Console(command.config.run.name)

@@ -14,7 +14,7 @@ is there). Each takes --help.
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
-from rlhf_ray.files import write_json
 from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import studies
@@ -61,34 +60,14 @@ class Options:
     """remedies: responses for MetaRM (jobs/sample.py). None: the texts of the other sets."""
 
 
-def keep_settings(options: Options) -> None:
-    """Write what the results in --out are of, all but their seeds, into its settings.json.
-
-    Raises ValueError where results of other settings are there.
-    """
-    path = options.out / "settings.json"
-    given = json.loads(json.dumps(dict(sorted(flat(dataclasses.asdict(options))))))
-    has_results = options.out.is_dir() and any(one != path for one in options.out.iterdir())
-    if not (has_results and path.is_file()):
-        write_json(path, given)
-        return
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    for name in sorted(kept | given):
-        before, now = kept.get(name), given.get(name)
-        if before != now:
-            raise ValueError(
-                f"{options.out} holds results of other settings, --{name.replace('_', '-')} "
-                f"{before} instead of {now}: give another --out, or the same settings"
-            )
-
-
-def flat(tree: Mapping, within: str = "") -> Iterator[tuple[str, Any]]:
-    """(section.setting, value) of each that has a part in the result of a seed."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, "" if name == "config" else f"{within}{name}.")
-        elif within != "run." and f"{within}{name}" not in ("out", "seeds", "recipe"):
-            yield f"{within}{name}", value
+def deciding(options: Options) -> dict[str, Any]:
+    """The settings that have a part in the result of a seed."""
+    settings = dataclasses.asdict(options)
+    sections = settings.pop("config")
+    for name in ("out", "seeds", "recipe"):
+        del settings[name]
+    del sections["run"]
+    return settings | sections
 
 
 def base_of(options: Options, config: Config) -> str:
@@ -270,7 +249,7 @@ def main() -> int:
     if named not in STUDIES:
         raise ValueError(f"say which study: one of {', '.join(STUDIES)} (now {named!r})")
     options = parse(sys.argv[2:])
-    keep_settings(options)
+    studies.keep_settings(options.out, deciding(options))
     set_up_torch()  # as in the workers of a run
     page = STUDIES[named](options)
     settings = json.dumps(studies.settings_of(options.config), indent=1)

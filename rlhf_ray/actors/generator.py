@@ -59,14 +59,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ShardMeta:
-    """What the driver knows of a finished shard. seconds: from order to last token.
+    """What the driver knows of a finished shard.
 
     oldest: the version of its oldest token. mixed: responses written under more than one.
     """
 
     rows: int
     tokens: int
-    seconds: float
     oldest: Version
     mixed: int = 0
 
@@ -131,7 +130,6 @@ class GeneratorActor:
 
     def generate(self, order: Order) -> tuple[pa.Table, ShardMeta]:
         """Write every response of `order`; the table's rows are in its order."""
-        began = time.monotonic()
         requests = [
             Request(rollout_id(key), prompt, sampling_seed(self.spec.run_seed, key))
             for key, prompt in zip(order.keys, order.prompts, strict=True)
@@ -144,8 +142,7 @@ class GeneratorActor:
         oldest = min(Version(*row["version_spans"][1:3]) for row in rows)
         tokens = sum(len(completion.response_token_ids) for completion in completions)
         mixed = sum(len(row["version_spans"]) > 3 for row in rows)
-        meta = ShardMeta(len(rows), tokens, time.monotonic() - began, oldest, mixed)
-        return schemas.rollout_table(rows), meta
+        return schemas.rollout_table(rows), ShardMeta(len(rows), tokens, oldest, mixed)
 
     def void(self, incarnation: int) -> None:
         """Forget what was ordered before this incarnation, also what has yet to arrive."""

@@ -21,7 +21,6 @@ class Batch:
     mixed: responses that were written under more than one version.
     """
 
-    key: BatchKey
     shards: list[tuple[Any, Any, Any]]
     rows: int
     tokens: int
@@ -156,7 +155,6 @@ class RolloutService:
             self._reactor.pump_until(lambda: self._ledger.is_ready(key))
         progress = self._progress.pop(key)
         return Batch(
-            key=key,
             shards=[shard.scores for shard in self._ledger.consume(key)],
             rows=sum(meta.rows for meta in progress.metas.values()),
             tokens=sum(meta.tokens for meta in progress.metas.values()),

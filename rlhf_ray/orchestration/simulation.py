@@ -153,7 +153,6 @@ class _Work:
 
     ref: SimRef
     order: Order
-    began: float
     finish: float
     oldest: Version
     tokens: int
@@ -214,7 +213,7 @@ class SimGenerator:
         ref, now = SimRef(), self._world.now
         finish = now + max(lengths) * self._pace.token
         self._mark()
-        work = _Work(ref, order, now, finish, self.version, sum(lengths))
+        work = _Work(ref, order, finish, self.version, sum(lengths))
         self._work.append(work)
         self._refs.add(ref)
         self._world.after(finish - now, lambda: self._finish(work))
@@ -278,8 +277,7 @@ class SimGenerator:
         self._mark()
         self._work.remove(work)
         self._refs.discard(work.ref)
-        seconds = self._world.now - work.began
-        meta = ShardMeta(len(work.order.keys), work.tokens, seconds, work.oldest)
+        meta = ShardMeta(len(work.order.keys), work.tokens, work.oldest)
         self._world.fulfil(work.ref, meta)
 
     def _die(self) -> None:

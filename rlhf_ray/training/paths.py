@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf_ray.config import Config, Reward, RewardSource
 from rlhf_ray.data.demo import write_demo
 from rlhf_ray.data.preferences import absolute_parts
-from rlhf_ray.data.rows import SUFFIXES
+from rlhf_ray.data.rows import SUFFIXES, on_disk
 
 GOLD = "rlhf_ray.data.demo:gold_score"
 FOREIGN = (".csv", ".gz", ".zip")  # files too, though none that is read
@@ -43,10 +43,8 @@ def files_of(config: Config) -> list[Path]:
     names += [source.model or source.classifier for source in sources]
     for mixture in (data.preferences, data.heldout_preferences):
         names += _parts(mixture) if mixture else []
-    found = [Path(name) for name in names if name]
-    # A data set that was saved to a directory may be named with its split: DIR:SPLIT.
-    found = [path if path.exists() else Path(str(path).partition(":")[0]) for path in found]
-    return [path for path in found if path.exists()]
+    found = [on_disk(name) for name in names if name]
+    return [place for place, _ in filter(None, found)]
 
 
 def policy_of(config: Config) -> str | None:
@@ -125,9 +123,9 @@ def _absolute(path: str | None, option: str) -> str | None:
     """`path` (or DIR:SPLIT) from the root where it is there; a name of a hub stays as it is."""
     if path is None:
         return None
-    directory, colon, split = path.partition(":")
-    if Path(path).exists() or Path(directory).is_dir():
-        return f"{Path(directory if colon else path).absolute()}{colon}{split}"
+    if (found := on_disk(path)) is not None:
+        place, split = found
+        return f"{place.absolute()}{split}"
     if _is_local(path):
         raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file or directory")
     return path

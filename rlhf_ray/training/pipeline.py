@@ -1,11 +1,12 @@
 """The whole way: data → SFT → reward model → PPO → report. What is there is not made again."""
 
-import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,7 +257,8 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
 def read_run(directory: Path) -> Config:
     """The config that the run in `directory` began with. ValueError where there is no run.
 
-    Without `run.overwrite`: that was of what its first start found there.
+    As it holds there now: a run that was copied or moved works in `directory`, on the data that
+    came along, and `run.overwrite` was of what its first start found.
     """
     path = directory / "config.yaml"
     if not path.is_file():
@@ -265,7 +267,14 @@ def read_run(directory: Path) -> Config:
             f"one with --run.name and --run.root"
         )
     config = read_recipe(path)
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=False))
+    before = f"{config.dir}{os.sep}"
+    data: dict[str, Any] = {
+        name: str(directory / value.removeprefix(before))
+        for name, value in vars(config.data).items()
+        if isinstance(value, str) and value.startswith(before)
+    }
+    run = replace(config.run, root=str(directory.parent), name=directory.name, overwrite=False)
+    return replace(config, run=run, data=replace(config.data, **data))
 
 
 def _resolved(config: Config, console: Console) -> Config:

@@ -7,7 +7,7 @@ run one after the other in this process, so that their seconds can be compared.
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,7 +19,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.preferences import RankedList, load_lists
 from rlhf_ray.data.ranked_list import Comparison
-from rlhf_ray.files import write_text
+from rlhf_ray.files import write_json, write_text
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_evaluation import judge
@@ -27,6 +27,36 @@ from rlhf_ray.training.reward_model import RewardTraining, Split, load_split
 
 Numbers = dict[str, float]
 Trial = Callable[[int], Numbers]
+
+
+def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write what the results in `out` are of into its settings.json.
+
+    Raises ValueError where results of other settings are there.
+    """
+    path = out / "settings.json"
+    given = json.loads(json.dumps(dict(sorted(_flat(settings)))))
+    has_results = out.is_dir() and any(one != path for one in out.iterdir())
+    if not (has_results and path.is_file()):
+        write_json(path, given)
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for name in sorted(kept | given):
+        before, now = kept.get(name), given.get(name)
+        if before != now:
+            raise ValueError(
+                f"{out} holds results of other settings, --{name.replace('_', '-')} "
+                f"{before} instead of {now}: give another --out, or the same settings"
+            )
+
+
+def _flat(tree: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """(section.setting, value) of each."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value
 
 
 def run_trials(

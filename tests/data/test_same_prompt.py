@@ -43,6 +43,16 @@ def prompts_of(path, tokenizer):
     return [one.text for one in load_prompts(data, tokenizer, 0).train]
 
 
+def assert_list(path, tokenizer, prompt, texts):
+    (found,) = load_lists(path, tokenizer=tokenizer)
+    assert (found.prompt, found.responses, found.group) == (prompt, tuple(texts), "q")
+
+
+def assert_text(path, tokenizer, prompt, response):
+    (text,) = with_template(load_texts(path), tokenizer, "auto")
+    assert (text.prompt, text.response) == (prompt, response)
+
+
 @pytest.mark.parametrize(("user", "answerer"), NAMES)
 def test_messages_are_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, answerer):
     said = conversation(user, answerer)
@@ -56,11 +66,9 @@ def test_messages_are_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, answ
     answered = [{"conversations": [*said, good]}, {"prompt": said, "completion": [good]}]
     for one, prompt, texts in ((tokenizer, PLAIN, (" x", " y")), (chat_tokenizer, RENDERED, "xy")):
         for row in rankings:
-            (found,) = load_lists(file_of(tmp_path, row), tokenizer=one)
-            assert (found.prompt, found.responses) == (prompt, tuple(texts)), row
+            assert_list(file_of(tmp_path, row), one, prompt, texts)
         for row in rankings + answered:
-            (text,) = with_template(load_texts(file_of(tmp_path, row)), one, "auto")
-            assert (text.prompt, text.response) == (prompt, texts[0]), row
+            assert_text(file_of(tmp_path, row), one, prompt, texts[0])
         path = file_of(tmp_path, {"prompt": said, "responses": ["x", "y"]})
         assert load_samples(path, one)[0].prompt == prompt
         assert prompts_of(path, one) == [prompt]
@@ -78,12 +86,9 @@ def test_a_transcript_is_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, a
     answered = [{"prompt": said, "response": " x"}, {"prompt": said, "completion": [good]}]
     for one, prompt, texts in ((tokenizer, said, (" x", " y")), (chat_tokenizer, RENDERED, "xy")):
         for row in rankings:
-            (found,) = load_lists(file_of(tmp_path, row), tokenizer=one)
-            assert (found.prompt, found.responses) == (prompt, tuple(texts)), row
-            assert found.group == "q"
+            assert_list(file_of(tmp_path, row), one, prompt, texts)
         for row in rankings + answered:
-            (text,) = with_template(load_texts(file_of(tmp_path, row)), one, "auto")
-            assert (text.prompt, text.response) == (prompt, texts[0]), row
+            assert_text(file_of(tmp_path, row), one, prompt, texts[0])
         path = file_of(tmp_path, {"prompt": said, "responses": ["x", "y"]})
         assert load_samples(path, one)[0].prompt == prompt
         assert prompts_of(path, one) == [prompt]

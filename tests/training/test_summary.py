@@ -54,7 +54,7 @@ class Start:
         self.cluster.pool.restarts = restarts
         self.record.begin(step)
         self.record.evaluate(step + 1)
-        batch = Batch(None, [], 4, 40, 0, generate_seconds=2.0, wait_seconds=3.0)  # type: ignore[arg-type]
+        batch = Batch([], 4, 40, 0, generate_seconds=2.0, wait_seconds=3.0)
         self.record.report(step, batch, dict(STATS))
         self.cluster.step = step + 1
 
