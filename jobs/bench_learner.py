@@ -5,7 +5,8 @@ python jobs/bench_learner.py --device cuda --hidden 2048 --layers 24 --vocab 320
 
 Needs torch, transformers and this project's learner: neither Ray nor vLLM. The last line is JSON:
 tokens are input tokens; `share` is useful floating-point operations a second over the rate of one
-large matrix product in the same type. Recomputation and padding count as waste.
+large matrix product in the same type, measured right before and after each pass; of several passes
+the median. Recomputation and padding count as waste.
 """
 
 import argparse
@@ -13,7 +14,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch-tokens", type=int, default=None)
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument(
-        "--updates", type=int, default=2, help="measured ones, after one to warm up"
+        "--updates", type=int, default=5, help="measured ones, after one to warm up"
     )
     parser.add_argument("--threads", type=int, default=None)
     return parser.parse_args()
@@ -95,24 +99,52 @@ def rollouts(args: argparse.Namespace) -> pa.Table:
     return schemas.join(table, schemas.ref_columns(ids, refs), schemas.score_columns(ids, scores))
 
 
-def seconds(run: Callable[[], object], device: str, *, repeats: int) -> float:
-    """Best of `repeats`, after one to warm up: what the machine can do when left alone."""
-    best = float("inf")
-    for i in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if i:
-            best = min(best, time.perf_counter() - began)
-    return best
+@dataclass(frozen=True)
+class Timing:
+    """Medians over several runs.
+
+    Attributes:
+        seconds: of one run.
+        rate: floating-point operations a second of a large product beside it.
+        share: 1 / (seconds · rate); times the run's operations it is what it reached of `rate`.
+    """
+
+    seconds: float
+    rate: float
+    share: float
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    """Seconds of one run, on the device too."""
+    began = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large matrix product."""
+    """Floating-point operations a second of a large matrix product: the best of five."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
+    timed(lambda: a @ b, device)
+    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(5))
+
+
+def measure(run: Callable[[], object], device: str, dtype: torch.dtype, *, repeats: int) -> Timing:
+    """`repeats` runs after one to warm up, products before and after each.
+
+    A shared machine changes its speed from one second to the next; neighbours see the same one.
+    """
+    run()
+    rates = [product_rate(device, dtype)]
+    seconds = []
+    for _ in range(repeats):
+        seconds.append(timed(run, device))
+        rates.append(product_rate(device, dtype))
+    beside = [fmean(pair) for pair in pairwise(rates)]
+    shares = [1 / (s * rate) for s, rate in zip(seconds, beside, strict=True)]
+    return Timing(median(seconds), median(rates), median(shares))
 
 
 def forward_operations(args: argparse.Namespace, body: int, *, outputs: int) -> float:
@@ -150,9 +182,9 @@ def main() -> int:
         group=Group(torch.device(args.device)),
     )
     table = rollouts(args)
-    rate = product_rate(args.device, dtype)
-    update_s = seconds(lambda: learner.update(0, table), args.device, repeats=args.updates)
-    scoring_s = seconds(lambda: learner.score(table), args.device, repeats=args.updates)
+    repeats = args.updates
+    update = measure(lambda: learner.update(0, table), args.device, dtype, repeats=repeats)
+    scoring = measure(lambda: learner.score(table), args.device, dtype, repeats=repeats)
     heads = [args.vocab, 1] if separate else [args.vocab]
     once = sum(forward_operations(args, body, outputs=outputs) for outputs in heads)
     tokens = args.batch * (args.prompt_len + args.response - 1)
@@ -161,12 +193,12 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "parameters": body + args.vocab * args.hidden,
-        "product_tflops": rate / 1e12,
-        "update_s": update_s,
-        "update_tokens_per_s": tokens * args.epochs / update_s,
-        "update_share": once * (1 + 3 * args.epochs) / update_s / rate,
-        "scoring_tokens_per_s": tokens / scoring_s,
-        "scoring_share": once / scoring_s / rate,
+        "product_tflops": update.rate / 1e12,
+        "update_s": update.seconds,
+        "update_tokens_per_s": tokens * args.epochs / update.seconds,
+        "update_share": once * (1 + 3 * args.epochs) * update.share,
+        "scoring_tokens_per_s": tokens / scoring.seconds,
+        "scoring_share": once * scoring.share,
     }
     if args.device == "cuda":
         report["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9

@@ -5,8 +5,10 @@ python jobs/bench_ppo.py --model DIR --batch 128 --prompt-len 16 --response 64  
 python jobs/bench_ppo.py --model DIR --eos --prompts FILE --response 128           real prompts, a
     line each, responses that end where they end
 
-The reward is a reward model of the policy's own shape with a random head. The last line is JSON:
-samples_per_s, tokens_per_s, mean_response, phase_seconds (of one update), peak_pss_mb.
+The reward is a reward model of the policy's own shape with a random head. What no flag says is this
+project's default, so a comparison with others gives --epochs and --minibatches. The last line is
+JSON: samples_per_s, tokens_per_s, mean_response, phase_seconds (of one update), peak_pss_mb, and
+batch, epochs, minibatches and critic, which say how much work it was.
 """
 
 import json
@@ -133,6 +135,10 @@ def result(options: Options, root: str, peak_pss_mb: float) -> dict[str, Any]:
         "sec_per_update": seconds,
         "phase_seconds": {p: fmean(row[f"time/{p}"] for row in counted) for p in phases},
         "peak_pss_mb": peak_pss_mb,
+        "batch": options.batch,
+        "epochs": options.epochs,
+        "minibatches": options.minibatches,
+        "critic": options.critic,
     }
 
 

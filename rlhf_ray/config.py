@@ -368,13 +368,13 @@ class Rollout:
 class PPO:
     __pydantic_config__ = _STRICT
 
-    iterations: int = 16
+    iterations: int = 22
     """Iterations: rollouts, scores, update, publish."""
     prompts: int = 128
     """Prompts of one iteration."""
     samples: int = 1
     """Responses to each prompt (a group)."""
-    epochs: int = 4
+    epochs: int = 2
     """Passes over an iteration's rollouts."""
     minibatches: int = 4
     """Optimizer steps of one pass."""
@@ -383,7 +383,7 @@ class PPO:
     critic: Literal["separate", "shared"] = "shared"
     """A model of its own, or a value head on the policy's trunk. Only estimators with values have
     one."""
-    lr: float = 3e-5
+    lr: float = 4e-5
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""
