@@ -383,7 +383,7 @@ class PPO:
     critic: Literal["separate", "shared"] = "shared"
     """A model of its own, or a value head on the policy's trunk. Only estimators with values have
     one."""
-    lr: float = 4e-5
+    lr: float = 7e-5
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""
@@ -412,7 +412,7 @@ class PPO:
     """The value's clip around its old value."""
     value_coef: float = 0.1
     """Weight of the value loss with a shared trunk."""
-    kl_coef: float = 0.05
+    kl_coef: float = 0.1
     """β, the price of a nat of KL to the reference."""
     kl_target: float | None = None
     """Adapt β so that a response's KL tends to this many nats. None: β stays."""
