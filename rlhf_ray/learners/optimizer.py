@@ -49,6 +49,10 @@ class Optimizer:
             slice_.local.grad = None
         self.weights.publish()
 
+    def restart(self) -> None:
+        """Forget the steps taken and their moments."""
+        self._adam.state.clear()
+
     def moments(self) -> list[tuple[Slice, Tensor, Tensor]]:
         """(slice, exp_avg, exp_avg_sq) of every slice, made (zero) where no step was taken yet."""
         result = []

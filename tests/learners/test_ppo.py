@@ -86,6 +86,18 @@ def test_a_value_head_on_the_policys_trunk_has_a_rate_of_its_own() -> None:
     assert 5e-6 < max(moved.values()) < 1.01e-5
 
 
+def test_after_a_warm_up_the_trunk_begins_at_its_rate() -> None:
+    settings = PPO(prompts=8, epochs=1, minibatches=1, lr=1e-5, warmup_iterations=3)
+    one = learner(settings=settings, critic="shared")
+    for step in range(3):
+        one.update(step, table(step=step))
+    before = parameters(one)
+    one.update(3, table(step=3))
+    moved = {name: float((x - before[name]).abs().max()) for name, x in parameters(one).items()}
+    trunk = [moved[name] for name in moved if "value_head" not in name]
+    assert 5e-6 < max(trunk) < 1.01e-5
+
+
 def test_the_learning_rate_is_annealed_by_the_step() -> None:
     one = learner(settings=dataclasses.replace(SETTINGS, iterations=4, lr_schedule="linear"))
     rates = [one.update(step, table(step=step))["lr"] for step in range(4)]

@@ -1,9 +1,5 @@
 """Chunked log-probabilities equal the model's own, and never hold the full logits."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import (
@@ -29,7 +25,7 @@ from rlhf_ray.models import logprobs as room
 from rlhf_ray.models.actor_critic import Actor, Critic, check_head, value_head_for
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs
 from rlhf_ray.models.packing import PackedRows, use_packing
-from tests.running.jobs import ROOT
+from tests.memory import measured
 
 LLAMA = {
     "vocab_size": 50,
@@ -149,23 +145,9 @@ def test_no_tokens_give_no_log_probabilities_and_zero_gradients(name: str) -> No
     assert all(p.grad is not None and not p.grad.any() for p in actor.parameters())
 
 
-def head_memory(tokens: int, vocab: int) -> int:
-    """`head_memory.peak_bytes` in a process of its own, where freed blocks leave it at once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.models.head_memory", str(tokens), str(vocab)],
-        cwd=ROOT,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return int(done.stdout)
-
-
 def test_memory_does_not_grow_with_vocabulary_times_tokens() -> None:
     vocab = 150_000
-    small, large = head_memory(256, vocab), head_memory(1_024, vocab)
+    small, large = (measured("tests.models.head_memory", n, vocab) for n in (256, 1_024))
     more_logits = (1_024 - 256) * vocab * 4
     assert large - small < 0.1 * more_logits, (small, large)
 

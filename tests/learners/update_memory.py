@@ -1,0 +1,35 @@
+"""Prints how far this process's memory rises over one update of a model with a large vocabulary."""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from rlhf_ray.config import PPO
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.models.actor_critic import Actor, value_head_for
+from tests.learners.toys import table, tiny_lm
+from tests.memory import peak_bytes
+
+ROWS = 4
+
+
+def make_update(tokens: int, vocab: int) -> Callable[[], object]:
+    """One update from ROWS responses of `tokens` together, to be called as often as one likes."""
+    actor = Actor(tiny_lm(vocab=vocab, layers=1))
+    actor.value_head = value_head_for(actor.model)
+    settings = PPO(prompts=ROWS, epochs=1, minibatches=1)
+    learner = PPOLearner(actor, None, settings=settings, seed=0, temperature=1.0)
+    responses = np.arange(tokens).reshape(ROWS, -1)
+    rows = table(rows=ROWS, responses=list(responses), vocab=vocab)
+    return lambda: learner.update(0, rows)
+
+
+if __name__ == "__main__":
+    tokens, vocab = map(int, sys.argv[1:])
+    torch.set_num_threads(1)
+    make_update(ROWS, vocab)()  # libraries' own buffers
+    update = make_update(tokens, vocab)
+    update()  # the optimizer's moments
+    print(peak_bytes(update))
