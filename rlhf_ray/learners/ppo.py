@@ -222,7 +222,7 @@ class PPOLearner:
     def _learn(self, rollouts: Rollouts, targets: Targets, step: int) -> dict[str, float]:
         """Epochs of optimizer steps; metrics over all of them."""
         if step == self.settings.warmup_iterations and self.critic is None:
-            # The trunk's moments are of zeros alone: Adam would take its first steps at 3 × lr.
+            # The trunk's moments are of zeros alone: Adam's next steps would be .5 to 3 times lr.
             self.policy_optimizer.restart()
         totals = Totals()
         losses = Losses(targets, self.settings, self.group.device, kl_coef=self.kl_coef.coef)
