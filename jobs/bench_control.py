@@ -27,13 +27,13 @@ from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.reactor import Reactor
-from rlhf_ray.orchestration.simulated_run import (
+from rlhf_ray.simulation.run import (
     Measured,
     Scenario,
     SimulatedRun,
     simulate,
 )
-from rlhf_ray.orchestration.simulation import Faults, response_length
+from rlhf_ray.simulation.world import Faults, response_length
 
 PROCESSES = 2  # that the sleeping generators of --ray share
 

@@ -8,7 +8,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLost, Rank
 from rlhf_ray.orchestration.reactor import Reactor
-from rlhf_ray.orchestration.simulation import World
+from rlhf_ray.simulation.world import World
 
 
 def group_of_one(error: Exception) -> LearnerGroup:

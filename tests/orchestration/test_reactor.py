@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rlhf_ray.orchestration import reactor as reactor_module
 from rlhf_ray.orchestration.reactor import Outcome, Reactor
-from rlhf_ray.orchestration.simulation import SimRef, World
+from rlhf_ray.simulation.world import SimRef, World
 
 
 class Bench:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from rlhf_ray.actors.control import ControlActor, Report, Wish
-from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, SimulatedStage
-from rlhf_ray.orchestration.simulation import SimRef
 from rlhf_ray.orchestration.steering import Steering
+from rlhf_ray.simulation.run import Scenario, SimulatedRun, SimulatedStage
+from rlhf_ray.simulation.world import SimRef
 
 
 class Remote:

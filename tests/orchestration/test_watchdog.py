@@ -1,8 +1,8 @@
 """The watchdog names whom a stalled run waits for, and does not repeat itself."""
 
 from rlhf_ray.orchestration.reactor import Reactor
-from rlhf_ray.orchestration.simulation import SimRef, World
 from rlhf_ray.orchestration.watchdog import MOST_LINES, Watchdog
+from rlhf_ray.simulation.world import SimRef, World
 
 
 class Bench:

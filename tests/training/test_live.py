@@ -8,7 +8,7 @@ from rlhf_ray.actors.control import Standing
 from rlhf_ray.config import PPO, Config
 from rlhf_ray.data.ids import Version
 from rlhf_ray.observe import gauges
-from rlhf_ray.orchestration.simulated_run import Scenario, SimulatedRun, SimulatedStage
+from rlhf_ray.simulation.run import Scenario, SimulatedRun, SimulatedStage
 from rlhf_ray.training.live import Live
 
 

@@ -24,7 +24,7 @@ from rlhf_ray.orchestration.members import Handle, Published
 from rlhf_ray.orchestration.pool import GeneratorPool, PoolSettings
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.orchestration.rollouts import Batch, BatchShape, RolloutService
-from rlhf_ray.orchestration.simulation import NEVER, Faults, Pace, SimGenerator, SimRef, World
+from rlhf_ray.simulation.world import NEVER, Faults, Pace, SimGenerator, SimRef, World
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The real pool, ledger, reactor and rollout service on simulated time and simulated generators."""
