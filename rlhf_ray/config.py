@@ -368,7 +368,7 @@ class Rollout:
 class PPO:
     __pydantic_config__ = _STRICT
 
-    iterations: int = 22
+    iterations: int = 20
     """Iterations: rollouts, scores, update, publish."""
     prompts: int = 128
     """Prompts of one iteration."""
