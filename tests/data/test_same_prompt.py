@@ -53,6 +53,17 @@ def assert_text(path, tokenizer, prompt, response):
     assert (text.prompt, text.response) == (prompt, response)
 
 
+def assert_everywhere(tmp_path, said, rankings, answered, one, prompt, texts):
+    """`said` is `prompt` to every loader with tokenizer `one`, and its answers are `texts`."""
+    for row in rankings:
+        assert_list(file_of(tmp_path, row), one, prompt, texts)
+    for row in rankings + answered:
+        assert_text(file_of(tmp_path, row), one, prompt, texts[0])
+    path = file_of(tmp_path, {"prompt": said, "responses": ["x", "y"]})
+    assert load_samples(path, one)[0].prompt == prompt
+    assert prompts_of(path, one) == [prompt]
+
+
 @pytest.mark.parametrize(("user", "answerer"), NAMES)
 def test_messages_are_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, answerer):
     said = conversation(user, answerer)
@@ -65,13 +76,7 @@ def test_messages_are_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, answ
     ]
     answered = [{"conversations": [*said, good]}, {"prompt": said, "completion": [good]}]
     for one, prompt, texts in ((tokenizer, PLAIN, (" x", " y")), (chat_tokenizer, RENDERED, "xy")):
-        for row in rankings:
-            assert_list(file_of(tmp_path, row), one, prompt, texts)
-        for row in rankings + answered:
-            assert_text(file_of(tmp_path, row), one, prompt, texts[0])
-        path = file_of(tmp_path, {"prompt": said, "responses": ["x", "y"]})
-        assert load_samples(path, one)[0].prompt == prompt
-        assert prompts_of(path, one) == [prompt]
+        assert_everywhere(tmp_path, said, rankings, answered, one, prompt, texts)
 
 
 @pytest.mark.parametrize(("user", "answerer"), NAMES)
@@ -85,13 +90,7 @@ def test_a_transcript_is_one_prompt(tmp_path, tokenizer, chat_tokenizer, user, a
     ]
     answered = [{"prompt": said, "response": " x"}, {"prompt": said, "completion": [good]}]
     for one, prompt, texts in ((tokenizer, said, (" x", " y")), (chat_tokenizer, RENDERED, "xy")):
-        for row in rankings:
-            assert_list(file_of(tmp_path, row), one, prompt, texts)
-        for row in rankings + answered:
-            assert_text(file_of(tmp_path, row), one, prompt, texts[0])
-        path = file_of(tmp_path, {"prompt": said, "responses": ["x", "y"]})
-        assert load_samples(path, one)[0].prompt == prompt
-        assert prompts_of(path, one) == [prompt]
+        assert_everywhere(tmp_path, said, rankings, answered, one, prompt, texts)
 
 
 def test_what_is_asked_after_a_transcript_stays_in_order(tmp_path, chat_tokenizer):
