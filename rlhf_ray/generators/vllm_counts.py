@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # vllm_engine.py alone imports vLLM
+if TYPE_CHECKING:  # an engine's process has it, no other
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.loggers import PrometheusStatLogger
     from vllm.v1.metrics.stats import SchedulerStats

@@ -1,8 +1,8 @@
-"""vLLM's engine core in this process, stepped by its caller; the only file that knows vLLM.
+"""vLLM's engine core in this process, stepped by its caller.
 
-Private behaviours of vLLM 0.32 that this file relies on, or works around, are held down by
-tests/contracts/test_generators.py. The process needs `environment.vllm_environment` before it
-imports this file.
+This file and vllm_reload.py alone know vLLM. Private behaviours of vLLM 0.32 that they rely on, or
+work around, are held down by tests/contracts/test_generators.py. The process needs
+`environment.vllm_environment` before it imports this file.
 """
 
 from collections import deque
@@ -12,17 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from vllm import SamplingParams
-from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from rlhf_ray.data.ids import Version
+from rlhf_ray.generators import vllm_reload
 from rlhf_ray.generators.flight import Flight, check_room
 from rlhf_ray.generators.ipc_update import checked
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
@@ -276,18 +272,16 @@ class VLLMGenerator:
     def _reload(self, state: dict[str, torch.Tensor]) -> None:
         taken = [(name, tensor) for name, tensor in state.items() if name not in self._refused]
         rpc = self._core.collective_rpc
-        if self._processes == 1:
-            rpc("reload_weights", kwargs={"weights_iterator": taken})
-        else:  # what is sent to other processes is copied by each: never all weights at once
-            rpc(_begin_reload)
-            for part in _parts(taken):
-                rpc(_reload_part, args=(part,))
-            rpc(_end_reload)
+        rpc(vllm_reload.begin)
+        # What is sent to other processes is copied by each: never all weights at once.
+        for part in [taken] if self._processes == 1 else _parts(taken):
+            rpc(vllm_reload.load_part, args=(part,))
+        rpc(vllm_reload.finish)
         self._repack_head()
 
     def _repack_head(self) -> None:
         if self._refused:
-            self._engine.apply_model(_repack_head)
+            self._engine.apply_model(vllm_reload.repack_head)
 
     def _restart_unsampled(self) -> None:
         """Start again those in flight that have no token yet.
@@ -307,38 +301,18 @@ def _prometheus(engine: LLMEngine) -> PrometheusStatLogger:
 
 
 def _parts(state: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """`state` in order, cut after every `RELOADED_AT_ONCE` bytes."""
+    """`state`, cut after every `RELOADED_AT_ONCE` bytes; the names of one tensor stay together."""
+    named: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in state:
+        named.setdefault(tensor.data_ptr(), []).append((name, tensor))
     part: list[tuple[str, torch.Tensor]] = []
     held = 0
-    for name, tensor in state:
-        if part and held + tensor.nbytes > RELOADED_AT_ONCE:
+    for names in named.values():
+        nbytes = names[0][1].nbytes
+        if part and held + nbytes > RELOADED_AT_ONCE:
             yield part
             part, held = [], 0
-        part.append((name, tensor))
-        held += tensor.nbytes
+        part += names
+        held += nbytes
     if part:
         yield part
-
-
-# Of each of an engine's processes: vLLM's own `reload_weights`, in parts.
-
-
-def _begin_reload(worker: Any) -> None:
-    with set_current_vllm_config(worker.vllm_config):
-        initialize_layerwise_reload(worker.get_model())
-
-
-def _reload_part(worker: Any, part: list[tuple[str, torch.Tensor]]) -> None:
-    with set_current_vllm_config(worker.vllm_config):
-        worker.get_model().load_weights(part)
-
-
-def _end_reload(worker: Any) -> None:
-    with set_current_vllm_config(worker.vllm_config):
-        finalize_layerwise_reload(worker.get_model(), worker.vllm_config.model_config)
-
-
-def _repack_head(model: Any) -> None:
-    """Pack a tied head anew from the embedding that it shares (the CPU's GEMM keeps a copy)."""
-    head = model.lm_head
-    head.quant_method.process_weights_after_loading(head)

@@ -88,15 +88,6 @@ def make_bench(shape: str, backend: str, directory: Path, *, kv_cache_mb: int = 
     return Bench(engine, shape, (str(paths[0]), str(paths[1])), made)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For the oracle: these models are too small for more, and the engines have theirs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=BACKENDS)
 def bench(request, tmp_path_factory) -> Iterator[Bench]:
     bench = make_bench("qwen2", request.param, tmp_path_factory.mktemp("qwen2"))
