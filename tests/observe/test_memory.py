@@ -57,14 +57,14 @@ def test_shared_pages_are_counted_once() -> None:
 
 
 def test_the_sampler_keeps_the_peak() -> None:
-    with PssSampler(interval=0.02) as memory:
-        child = hold(150)
-        base = pss_mb(process_tree()) - pss_mb([child.pid])
+    held: list[subprocess.Popen[str]] = []
+    with PssSampler(lambda: [child.pid for child in held], interval=0.02) as memory:
+        held.append(hold(150))
         deadline = time.monotonic() + 20
-        while memory.peak_mb < base + 140 and time.monotonic() < deadline:
+        while memory.peak_mb < 150 and time.monotonic() < deadline:
             time.sleep(0.02)
-        release(child)
-    assert base + 140 <= memory.peak_mb < base + 250
+        release(held[0])
+    assert 150 <= memory.peak_mb < 190
 
 
 def test_a_session_is_found_by_the_name_of_its_directory() -> None:
