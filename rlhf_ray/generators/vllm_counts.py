@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # an engine's process has it, no other
+if TYPE_CHECKING:  # this file itself runs without vLLM
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.loggers import PrometheusStatLogger
     from vllm.v1.metrics.stats import SchedulerStats

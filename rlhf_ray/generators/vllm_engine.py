@@ -1,7 +1,7 @@
 """vLLM's engine core in this process, stepped by its caller.
 
 This file and vllm_reload.py alone know vLLM. Private behaviours of vLLM 0.32 that they rely on, or
-work around, are held down by tests/contracts/test_generators.py. The process needs
+work around, are held down by tests/contracts. The process needs
 `environment.vllm_environment` before it imports this file.
 """
 
@@ -29,7 +29,7 @@ from rlhf_ray.models.device import device_here
 
 RELOADED_AT_ONCE = 256 << 20  # bytes of new weights on their way to each process of an engine
 
-# Architectures whose loader in vLLM refuses `lm_head.weight`: their tied head is repacked instead.
+# Architectures whose loader in vLLM refuses `lm_head.weight`: their head is the embedding itself.
 HEADLESS_LOADERS = frozenset({"bloom"})
 
 
@@ -147,7 +147,6 @@ class VLLMGenerator:
             rpc("start_weight_update")
             rpc("update_weights", args=(update,))
             rpc("finish_weight_update")
-            self._repack_head()
         except Exception as error:  # whatever it is, it leaves half a model behind
             raise EngineDead(f"loading version {version} failed half-way: {error}") from error
         self._became(version)
@@ -277,11 +276,6 @@ class VLLMGenerator:
         for part in [taken] if self._processes == 1 else _parts(taken):
             rpc(vllm_reload.load_part, args=(part,))
         rpc(vllm_reload.finish)
-        self._repack_head()
-
-    def _repack_head(self) -> None:
-        if self._refused:
-            self._engine.apply_model(vllm_reload.repack_head)
 
     def _restart_unsampled(self) -> None:
         """Start again those in flight that have no token yet.
@@ -301,7 +295,10 @@ def _prometheus(engine: LLMEngine) -> PrometheusStatLogger:
 
 
 def _parts(state: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """`state`, cut after every `RELOADED_AT_ONCE` bytes; the names of one tensor stay together."""
+    """`state`, cut after every `RELOADED_AT_ONCE` bytes.
+
+    The names of one tensor stay together: vLLM refuses a tied head without its embedding.
+    """
     named: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in state:
         named.setdefault(tensor.data_ptr(), []).append((name, tensor))

@@ -52,16 +52,11 @@ def finish(worker: Any) -> None:
         if packed is None:
             finalize_layerwise_reload(model, worker.vllm_config.model_config)
             return
-        for layer in packed:
-            _pack(layer)
+        for layer in packed:  # also a head that is tied: the CPU's GEMM keeps a copy of its own
+            layer.quant_method.process_weights_after_loading(layer)
 
 
-def repack_head(model: Any) -> None:
-    """Pack a tied head anew from the embedding that it shares."""
-    _pack(model.lm_head)
-
-
-def _packed_layers(model: nn.Module) -> list[nn.Module] | None:
+def _packed_layers(model: nn.Module) -> list[Any] | None:
     """The layers that the CPU's GEMM computes from a packed copy of their weights.
 
     None on a GPU, and where vLLM has something else to process after a load.
@@ -78,17 +73,13 @@ def _packed_layers(model: nn.Module) -> list[nn.Module] | None:
     return packed
 
 
+def _other_attention(layer: nn.Module) -> bool:
+    return isinstance(layer, AttentionLayerBase) and type(layer) is not Attention
+
+
 def _unpack(layer: Any) -> None:
     """Give a layer weights to load into, where packing took them away."""
     if not layer.weight.numel():
         info = get_layerwise_info(layer)
         restore_layer_on_meta(layer, info)
         materialize_layer(layer, info)
-
-
-def _pack(layer: Any) -> None:
-    layer.quant_method.process_weights_after_loading(layer)
-
-
-def _other_attention(layer: nn.Module) -> bool:
-    return isinstance(layer, AttentionLayerBase) and type(layer) is not Attention
