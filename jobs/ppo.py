@@ -15,7 +15,6 @@ from rlhf_ray import cli
 from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.samples import before_after
-from rlhf_ray.training.pipeline import SIDE_BY_SIDE, read_run, run
 
 
 def parse(base: Config | None = None) -> cli.Resumable:
@@ -38,6 +37,9 @@ def main() -> int:
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.default_int_handler)
     command = parse()
+    # Seconds of imports, which neither help nor a wrong flag has to wait for.
+    from rlhf_ray.training.pipeline import SIDE_BY_SIDE, read_run, run
+
     directory = command.config.dir
     begun = command.resume_if_begun and (directory / "config.yaml").is_file()
     resume = command.resume or begun

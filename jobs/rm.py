@@ -11,11 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rlhf_ray import cli
 from rlhf_ray.data.faults import skipped
 from rlhf_ray.observe.console import Console
-from rlhf_ray.training.pipeline import train_phase
 
 
 def main() -> int:
     config = cli.parse(sys.argv[1:], prog="jobs/rm.py", description=__doc__ or "").config
+    # Seconds of imports, which neither help nor a wrong flag has to wait for.
+    from rlhf_ray.training.pipeline import train_phase
+
     out, last = train_phase(config, "rm", Console(config.run.name))
     for name, value in last.items():
         if name.startswith("heldout/"):

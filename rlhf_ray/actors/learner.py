@@ -39,9 +39,7 @@ class LearnerSpec:
     run_seed: int
     probes: tuple[tuple[int, ...], ...]
     weights_by: WeightsBy = "object_store"
-    # Memory of this size is used again by the next version; of 32 MB and more, malloc maps it anew
-    # each time, which takes several times as long as the copy.
-    bucket_bytes: int = 16 << 20
+    bucket_bytes: int = 64 << 20  # of one object: far more than a call costs, far less than a node
     trust_remote_code: bool = False
     # Others of this GPU's processes work between updates: what torch keeps for later is theirs.
     shares_gpu: bool = False

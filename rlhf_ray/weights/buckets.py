@@ -1,7 +1,7 @@
-"""A policy version as flat buckets of bytes and a manifest that says what is where.
+"""A policy version as buckets of bytes and a manifest that says what is where.
 
-Buckets are 1-D uint8 arrays, so an object store maps them without a copy; a tensor lies whole in
-one bucket; `unpack` gives views, not copies.
+A bucket holds its tensors' bytes one after another, each a 1-D uint8 array: an object store writes
+them into one block of its memory, which is the only copy, and maps it; `unpack` gives views.
 """
 
 import warnings
@@ -16,19 +16,18 @@ from torch import Tensor
 
 from rlhf_ray.data.ids import Version
 
-ALIGNMENT = 64  # bytes; a view of any dtype needs its own size, a vector load the cache line
+Bucket = tuple[np.ndarray, ...]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies. offset and nbytes in bytes of its bucket."""
+    """Where one tensor lies: the `place`-th of its bucket."""
 
     name: str
     shape: tuple[int, ...]
     bucket: int
-    offset: int
-    nbytes: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that a generator needs to load and to verify a version."""
+    """All that a generator needs to load and to verify a version. sizes: of the buckets, bytes."""
 
     version: Version
     dtype: str
@@ -77,13 +76,15 @@ def pack(
     dtype: str,
     bucket_bytes: int,
     probes: Sequence[Probe] = (),
-) -> tuple[Manifest, list[np.ndarray]]:
-    """Copy tensors into buckets of about `bucket_bytes`, in the order given.
+) -> tuple[Manifest, list[Bucket]]:
+    """The tensors' bytes in buckets of at most `bucket_bytes`, in the order given.
 
-    A tensor given twice in a row, under two names, is copied once: both names point at its bytes.
-    One larger than `bucket_bytes` has a bucket of its own.
+    Of what is contiguous, in `dtype` and on the CPU they are VIEWS: store them before it changes.
+    A tensor given twice in a row, under two names, is there once. One larger than `bucket_bytes`
+    has a bucket of its own.
     """
-    buckets: list[_Bucket] = []
+    buckets: list[list[np.ndarray]] = []
+    sizes: list[int] = []
     specs: list[TensorSpec] = []
     previous: Tensor | None = None
     for name, tensor in named_tensors:
@@ -91,24 +92,26 @@ def pack(
             specs.append(replace(specs[-1], name=name))
             continue
         previous = tensor
-        nbytes = tensor.numel() * DTYPES[dtype].itemsize
-        if not buckets or not buckets[-1].has_room(nbytes):
-            buckets.append(_Bucket(max(bucket_bytes, nbytes)))
-        offset = buckets[-1].append(tensor.detach(), DTYPES[dtype])
-        specs.append(TensorSpec(name, tuple(tensor.shape), len(buckets) - 1, offset, nbytes))
-    arrays = [bucket.array() for bucket in buckets]
+        array = _bytes(tensor, DTYPES[dtype])
+        if not buckets or sizes[-1] + array.nbytes > bucket_bytes:
+            buckets.append([])
+            sizes.append(0)
+        specs.append(TensorSpec(name, tuple(tensor.shape), len(buckets) - 1, len(buckets[-1])))
+        buckets[-1].append(array)
+        sizes[-1] += array.nbytes
+    packed = [tuple(bucket) for bucket in buckets]
     manifest = Manifest(
         version=version,
         dtype=dtype,
         tensors=tuple(specs),
-        sizes=tuple(len(array) for array in arrays),
-        checksums=tuple(_checksum(array) for array in arrays),
+        sizes=tuple(sizes),
+        checksums=tuple(map(_checksum, packed)),
         probes=tuple(probes),
     )
-    return manifest, arrays
+    return manifest, packed
 
 
-def verify(manifest: Manifest, buckets: Sequence[np.ndarray]) -> None:
+def verify(manifest: Manifest, buckets: Sequence[Bucket]) -> None:
     """Raise ValueError, naming it, for a bucket that is missing or not what was published."""
     if len(buckets) != len(manifest.sizes):
         raise ValueError(
@@ -117,56 +120,38 @@ def verify(manifest: Manifest, buckets: Sequence[np.ndarray]) -> None:
     for i, (bucket, size, checksum) in enumerate(
         zip(buckets, manifest.sizes, manifest.checksums, strict=True)
     ):
-        if len(bucket) != size or _checksum(bucket) != checksum:
+        came = sum(array.nbytes for array in bucket)
+        if came != size or _checksum(bucket) != checksum:
             raise ValueError(
                 f"bucket {i} of version {manifest.version} is not what was published "
-                f"({len(bucket)} of {size} bytes): pull the version again"
+                f"({came} of {size} bytes): pull the version again"
             )
 
 
-def unpack(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[str, Tensor]]:
+def unpack(manifest: Manifest, buckets: Sequence[Bucket]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in the order packed; tensors are views of the buckets: READ-ONLY."""
     dtype = DTYPES[manifest.dtype]
-    flat = [_flat(bucket, dtype) for bucket in buckets]
-    for spec in manifest.tensors:
-        first = spec.offset // dtype.itemsize
-        values = flat[spec.bucket][first : first + spec.nbytes // dtype.itemsize]
-        yield spec.name, values.view(spec.shape)
-
-
-def _flat(bucket: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The bucket's own memory as `dtype`."""
-    if not len(bucket):
-        return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():  # read-only arrays are what is meant here
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(bucket).view(dtype)
+        flat = [[_flat(array, dtype) for array in bucket] for bucket in buckets]
+    for spec in manifest.tensors:
+        yield spec.name, flat[spec.bucket][spec.place].view(spec.shape)
 
 
-class _Bucket:
-    """A growing run of bytes of a fixed capacity."""
-
-    def __init__(self, capacity: int) -> None:
-        self._bytes = torch.empty(capacity, dtype=torch.uint8)
-        self._used = 0
-
-    def has_room(self, nbytes: int) -> bool:
-        return _aligned(self._used) + nbytes <= len(self._bytes)
-
-    def append(self, tensor: Tensor, dtype: torch.dtype) -> int:
-        """Copy `tensor`, cast to `dtype`; its offset."""
-        offset = _aligned(self._used)
-        self._used = offset + tensor.numel() * dtype.itemsize
-        self._bytes[offset : self._used].view(dtype).copy_(tensor.reshape(-1))
-        return offset
-
-    def array(self) -> np.ndarray:
-        return self._bytes[: self._used].numpy()
+def _bytes(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """A tensor's own memory, or that of a copy which is contiguous, in `dtype` and on the CPU."""
+    flat = tensor.detach().to("cpu", dtype).reshape(-1)
+    return flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, np.uint8)
 
 
-def _checksum(bucket: np.ndarray) -> int:
-    return xxhash.xxh3_64_intdigest(bucket.data)
+def _flat(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """The array's own memory as `dtype`."""
+    return torch.from_numpy(array).view(dtype) if len(array) else torch.empty(0, dtype=dtype)
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+def _checksum(bucket: Bucket) -> int:
+    """xxh3 of the bytes one after another."""
+    found = xxhash.xxh3_64()
+    for array in bucket:
+        found.update(array.data)
+    return found.intdigest()

@@ -25,13 +25,12 @@ IMPATIENT = (
 def run_struck(
     run: Path, place: Sequence[str], flags: Sequence[str], strikes: Sequence[Strike], *, limit: int
 ) -> None:
-    """Run with strikes to its end, resumed after each that the driver itself is struck by.
-
-    A resumed driver counts the occurrences of each point anew.
-    """
+    """Run with strikes to its end, resumed after each that the driver itself is struck by."""
     asked = [*place, *flags]
-    for due in _launches(strikes):
+    for launch in _launches(strikes):
         before = _drivers_struck(run)
+        done = [note["consumed"] + 1 for note in notes(run, "consumed")[-1:]]
+        due = [strike.from_step(sum(done)) for strike in launch]
         code = _drive(run, due, asked, limit)
         asked = [*place, "--resume"]
         if _drivers_struck(run) == before:

@@ -2,19 +2,28 @@
 
 import random
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DRIVER = "driver"
 KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
+
+RATES = {  # occurrences of a point in one iteration
+    "generator generates": 4,
+    "generator loads": 1,
+    "scorer scores": 8,
+    "learner updates": 1,
+    "learner publishes": 1,
+    "learner saves": 1,
+}
 
 
 @dataclass(frozen=True)
 class Strike:
     """One signal to one process.
 
-    at: the point of the run (see driver.py). time: its how manieth occurrence. delay: seconds after
-    it, and `part_of_update` times the seconds of the last update. which: of the role's processes,
-    by age; -1 is the youngest.
+    at: the point of the run (see driver.py). time: its how manieth occurrence in a run that nothing
+    happens to. delay: seconds after it, and `part_of_update` times the seconds of the last update.
+    which: of the role's processes, by age; -1 is the youngest.
     """
 
     role: str
@@ -24,6 +33,15 @@ class Strike:
     delay: float = 0.0
     part_of_update: float = 0.0
     which: int = -1
+
+    @property
+    def iteration(self) -> float:
+        """In which it falls; 0 for what is not done in each."""
+        return self.time / RATES[self.at] if self.at in RATES else 0.0
+
+    def from_step(self, step: int) -> "Strike":
+        """The same for a driver that resumes at `step`, and counts each point anew."""
+        return replace(self, time=max(1, self.time - step * RATES.get(self.at, 0)))
 
 
 def generator(how: int, first: int) -> list[Strike]:
@@ -36,11 +54,11 @@ def generator(how: int, first: int) -> list[Strike]:
     ]
 
 
-def scorers(how: int) -> list[Strike]:
+def scorers(how: int, first: int) -> list[Strike]:
     """Both kinds, while they score."""
     return [
-        Strike("reference", "scorer scores", 20, how, delay=0.002),
-        Strike("reward", "scorer scores", 60, how, delay=0.002),
+        Strike("reference", "scorer scores", first, how, delay=0.002),
+        Strike("reward", "scorer scores", first + 40, how, delay=0.002),
     ]
 
 
@@ -57,27 +75,23 @@ def learner(how: int, which: int = -1) -> list[Strike]:
 MATRIX = {
     "generator killed": generator(KILL, 2),
     "generator stopped": generator(STOP, 2),
-    "scorers killed": scorers(KILL),
-    "scorers stopped": scorers(STOP),
-    "learner killed": learner(KILL),
-    "learner stopped": [learner(STOP)[1]],
-    "learner killed while it loads a checkpoint": [
-        Strike("learner", "learner updates", 3, part_of_update=0.5),
-        Strike("learner", "learner loads", 1, delay=0.001),
+    "scorers killed, then stopped": [*scorers(KILL, 20), *scorers(STOP, 100)],
+    "learner killed, then stopped": [
+        *learner(KILL),
+        Strike("learner", "learner updates", 19, STOP, part_of_update=0.7),
     ],
-    "learner killed while idle": [
+    "learner killed while idle, with a generator, while it loads a checkpoint": [
         Strike("learner", "generator generates", 1, delay=0.005),  # before the first step
         Strike("learner", "generator generates", 31, delay=0.005),
-    ],
-    "generator and learner killed at once": [
-        Strike("learner", "learner updates", 3, part_of_update=0.3),
-        Strike("generator", "learner updates", 3, part_of_update=0.3),
+        Strike("learner", "learner updates", 14, part_of_update=0.3),
+        Strike("generator", "learner updates", 14, part_of_update=0.3),
+        Strike("learner", "learner loads", 3, delay=0.001),
     ],
     "driver killed four times": [
         Strike(DRIVER, "learner updates", 4, part_of_update=0.5),
-        Strike(DRIVER, "generator generates", 14, delay=0.01),
-        Strike(DRIVER, "learner saves", 5, delay=0.003),
-        Strike(DRIVER, "learner publishes", 5),
+        Strike(DRIVER, "generator generates", 28, delay=0.01),
+        Strike(DRIVER, "learner saves", 12, delay=0.003),
+        Strike(DRIVER, "learner publishes", 17),
     ],
 }
 
@@ -90,34 +104,28 @@ EACH_CLASS = [
     Strike(DRIVER, "learner updates", 14, part_of_update=0.5),
 ]
 
-_RATES = {  # occurrences of a point in one iteration
-    "generator generates": 4,
-    "generator loads": 1,
-    "scorer scores": 8,
-    "learner updates": 1,
-    "learner publishes": 1,
-    "learner saves": 1,
-}
 
+def drawn(seed: int, first: int, iterations: int) -> list[Strike]:
+    """A schedule for `iterations` after `first`: in order, on any role at any point.
 
-def drawn(seed: int, iterations: int) -> list[Strike]:
-    """Two to four strikes on any role at any point; at most one on the driver, and that last."""
+    Two to four strikes, and at times one more on the driver.
+    """
     draw = random.Random(seed)
     found = []
     for _ in range(draw.randint(2, 4)):
-        at = draw.choice(sorted(_RATES))
+        at = draw.choice(sorted(RATES))
         found.append(
             Strike(
                 role=draw.choice(["generator", "reference", "reward", "learner"]),
                 at=at,
-                time=max(1, round(_RATES[at] * draw.uniform(1, iterations - 1))),
+                time=max(1, round(RATES[at] * (first + draw.uniform(1, iterations - 1)))),
                 signal=draw.choice([KILL, KILL, STOP]),
                 delay=draw.uniform(0.0, 0.05),
                 part_of_update=draw.choice([0.0, draw.random()]),
             )
         )
     if draw.random() < 0.4:
-        at = draw.choice(sorted(_RATES))
-        moment = max(1, round(_RATES[at] * draw.uniform(2, iterations - 1)))
+        at = draw.choice(sorted(RATES))
+        moment = round(RATES[at] * (first + draw.uniform(2, iterations - 1)))
         found.append(Strike(DRIVER, at, moment, delay=draw.uniform(0, 0.3)))
-    return found
+    return sorted(found, key=lambda strike: strike.iteration)

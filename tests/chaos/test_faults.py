@@ -8,11 +8,14 @@ import pytest
 
 from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
 from tests.chaos.strikes import DRIVER, EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
+from tests.running.fixtures import undisturbed_run
 from tests.running.jobs import STEPS, TINY, fingerprint, succeed
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 FLAGS = (*TINY, *IMPATIENT, f"--ppo.iterations={STEPS}")
-SEEDS = range(int(os.environ.get("CHAOS_SEED", "0")), int(os.environ.get("CHAOS_SEED", "0")) + 20)
+SCHEDULES = 5  # in one run, one after the other
+FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
+LONG = (*TINY, *IMPATIENT, f"--ppo.iterations={SCHEDULES * STEPS}")
 
 
 def test_each_class_of_failure_in_one_run(undisturbed: str, new_run: Make):
@@ -38,16 +41,22 @@ def test_each_role_in_each_state(undisturbed: str, new_run: Make, name: str):
     assert fingerprint(run) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def undisturbed_long(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As `undisturbed`, of a run as long as five schedules."""
+    return undisturbed_run(base, tmp_path_factory.mktemp("long"), LONG)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_any_schedule_of_faults(undisturbed: str, new_run: Make, seed: int):
-    strikes = drawn(seed, STEPS)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20, SCHEDULES))
+def test_any_schedules_of_faults(undisturbed_long: str, new_run: Make, seed: int):
+    strikes = [s for i in range(SCHEDULES) for s in drawn(seed + i, i * STEPS, STEPS)]
     print(f"CHAOS_SEED={seed}: {strikes}")
     run, place = new_run("struck")
-    run_struck(run, place, FLAGS, strikes, limit=350)
-    check(run, STEPS)
-    assert fingerprint(run) == undisturbed
+    run_struck(run, place, LONG, strikes, limit=800)
+    check(run, SCHEDULES * STEPS)
+    assert fingerprint(run) == undisturbed_long
 
 
 @pytest.mark.slow
@@ -84,14 +93,14 @@ def test_a_separate_critic_begins_again_as_it_began(new_run: Make):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("last", [KILL, STOP, DRIVER])
-def test_running_ahead_struck(new_run: Make, last: int | str):
+def test_running_ahead_struck(new_run: Make):
     strikes = [
-        Strike("generator", "generator generates", 13, STOP if last == STOP else KILL, delay=0.005),
+        Strike("generator", "generator generates", 13, KILL, delay=0.005),
         Strike("learner", "learner updates", 8, KILL, part_of_update=0.5),
         Strike("reward", "scorer scores", 90, KILL, delay=0.002),
+        Strike("generator", "generator generates", 65, STOP, delay=0.005),
+        Strike(DRIVER, "learner updates", 21, delay=0.1),
     ]
-    strikes += [Strike(DRIVER, "learner updates", 14, delay=0.1)] if last == DRIVER else []
     run, place = new_run("struck")
     run_struck(run, place, (*FLAGS, "--ppo.max-staleness=2"), strikes, limit=350)
     all_struck(run, strikes)

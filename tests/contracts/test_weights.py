@@ -1,6 +1,7 @@
 """A version survives the way into buckets and back, whole, or says that it did not."""
 
 import pickle
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.weights import buckets as weights
-from rlhf_ray.weights.buckets import Manifest, Probe, pack, unpack, verify
+from rlhf_ray.weights.buckets import Bucket, Manifest, Probe, pack, unpack, verify
 from rlhf_ray.weights.paths import PATHS
 
 VERSION = Version(2, 7)
@@ -26,20 +27,20 @@ def packed(tensors, dtype: str = "float32", bucket_bytes: int = 256, probes=()):
     return pack(VERSION, tensors.items(), dtype=dtype, bucket_bytes=bucket_bytes, probes=probes)
 
 
-def frozen(arrays: list[np.ndarray]) -> list[np.ndarray]:
+def stored(buckets: list[Bucket], *, writeable: bool = False) -> list[Bucket]:
     """As an object store gives them: other memory, read-only."""
-    copies = [array.copy() for array in arrays]
-    for copy in copies:
-        copy.flags.writeable = False
+    copies = [tuple(array.copy() for array in bucket) for bucket in buckets]
+    for array in chain(*copies):
+        array.flags.writeable = writeable
     return copies
 
 
 @given(SHAPES, st.sampled_from(["float32", "bfloat16"]), st.integers(1, 2000))
 def test_round_trip_is_exact(shapes, dtype, bucket_bytes):
     tensors = made(shapes)
-    manifest, arrays = packed(tensors, dtype, bucket_bytes)
-    verify(manifest, arrays := frozen(arrays))
-    back = list(unpack(pickle.loads(pickle.dumps(manifest)), arrays))
+    manifest, buckets = packed(tensors, dtype, bucket_bytes)
+    verify(manifest, buckets := stored(buckets))
+    back = list(unpack(pickle.loads(pickle.dumps(manifest)), buckets))
     assert [name for name, _ in back] == list(tensors)
     for name, tensor in back:
         assert tensor.dtype == getattr(torch, dtype)
@@ -48,12 +49,13 @@ def test_round_trip_is_exact(shapes, dtype, bucket_bytes):
 
 @given(SHAPES, st.integers(1, 2000))
 def test_a_bucket_is_no_larger_than_asked_unless_for_one_tensor(shapes, bucket_bytes):
-    manifest, arrays = packed(made(shapes), "float32", bucket_bytes)
+    manifest, buckets = packed(made(shapes), "float32", bucket_bytes)
+    arrays = list(chain(*buckets))
     assert manifest.bytes == sum(array.nbytes for array in arrays)
     assert all(array.dtype == np.uint8 and array.ndim == 1 for array in arrays)
-    for i, array in enumerate(arrays):
-        held = [spec for spec in manifest.tensors if spec.bucket == i and spec.nbytes]
-        assert array.nbytes <= bucket_bytes or len(held) == 1
+    for bucket in buckets:
+        held = [array.nbytes for array in bucket if array.nbytes]
+        assert sum(held) <= bucket_bytes or len(held) == 1
 
 
 def test_weights_that_are_on_no_gpu_are_not_offered_by_cuda_ipc():
@@ -61,73 +63,92 @@ def test_weights_that_are_on_no_gpu_are_not_offered_by_cuda_ipc():
         PATHS["cuda_ipc"].offer(VERSION, made([(3, 5)]).items(), dtype="float32", bucket_bytes=64)
 
 
-def test_unpacked_tensors_are_views():
-    manifest, arrays = packed(made([(3, 5), (7,)]))
-    addresses = {array.ctypes.data for array in arrays}
-    tensors = dict(unpack(manifest, arrays))
-    assert tensors["t0"].data_ptr() in addresses
-    arrays[0][:4] = np.frombuffer(np.float32(42.0).tobytes(), np.uint8)
-    assert tensors["t0"][0, 0] == 42.0
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_is_copied_that_is_already_as_it_is_given_away(dtype):
+    tensors = {name: t.to(getattr(torch, dtype)) for name, t in made([(3, 5), (7,)]).items()}
+    manifest, buckets = packed(tensors, dtype)
+    for name, tensor in unpack(manifest, buckets):
+        assert tensor.data_ptr() == tensors[name].data_ptr()
+
+
+def test_what_is_on_its_way_cannot_be_changed_by_what_it_came_from():
+    """As Ray stores it: everything of a bucket in one block, and read-only."""
+    tensors = made([(3, 5), (7,)])
+    manifest, buckets = packed(tensors)
+    expected = [tensor.clone() for tensor in tensors.values()]
+    parts: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(buckets, protocol=5, buffer_callback=parts.append)
+    block = [bytes(part.raw()) for part in parts]
+    for tensor in tensors.values():
+        tensor.zero_()
+    there = pickle.loads(body, buffers=block)
+    verify(manifest, there)
+    assert [len(part) for part in block] == [60, 28], (
+        "out of band: what is pickled is headers alone"
+    )
+    for (_, tensor), before in zip(unpack(manifest, there), expected, strict=True):
+        assert torch.equal(tensor, before)
 
 
 def test_bfloat16_is_rounded_once_from_what_was_given():
     tensor = torch.tensor([1.00390625, 3.0e38, -1e-40, float("inf")])
-    manifest, arrays = packed({"w": tensor}, "bfloat16")
-    assert torch.equal(dict(unpack(manifest, arrays))["w"], tensor.bfloat16())
+    manifest, buckets = packed({"w": tensor}, "bfloat16")
+    assert torch.equal(dict(unpack(manifest, buckets))["w"], tensor.bfloat16())
 
 
 def test_a_tied_tensor_is_held_once_under_both_names():
     tensors = made([(4, 4), (2,)])
     tied = {"embed": tensors["t0"], "head": tensors["t0"], "bias": tensors["t1"]}
-    manifest, arrays = packed(tied, bucket_bytes=1 << 20)
+    manifest, buckets = packed(tied, bucket_bytes=1 << 20)
     assert manifest.bytes == 64 + 8
-    back = dict(unpack(manifest, arrays))
+    back = dict(unpack(manifest, buckets))
     assert back["embed"].data_ptr() == back["head"].data_ptr()
     assert torch.equal(back["bias"], tensors["t1"])
 
 
 def test_equal_tensors_of_their_own_stay_apart():
     """An exporter may hand over one buffer after another at the same address."""
-    manifest, arrays = pack(
+    manifest, buckets = pack(
         VERSION,
         ((f"t{i}", torch.full((3,), float(i))) for i in range(4)),
         dtype="float32",
         bucket_bytes=1 << 10,
     )
-    assert [tensor[0].item() for _, tensor in unpack(manifest, arrays)] == [0.0, 1.0, 2.0, 3.0]
+    assert [tensor[0].item() for _, tensor in unpack(manifest, buckets)] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_view_with_strides_is_packed_in_order():
     tensor = torch.arange(12.0).view(3, 4).t()[1:]
-    manifest, arrays = packed({"w": tensor})
-    assert torch.equal(dict(unpack(manifest, arrays))["w"], tensor)
+    manifest, buckets = packed({"w": tensor})
+    assert torch.equal(dict(unpack(manifest, buckets))["w"], tensor)
 
 
 @given(st.data())
 def test_any_damage_is_found_and_its_bucket_named(data):
-    manifest, arrays = packed(made([(5, 7), (64,), (3,), (200,)]))
-    assert len(arrays) > 2
-    i = data.draw(st.integers(0, len(arrays) - 1))
-    position = data.draw(st.integers(0, len(arrays[i]) - 1))
-    arrays[i][position] ^= data.draw(st.integers(1, 255))
+    manifest, buckets = packed(made([(5, 7), (64,), (3,), (200,)]))
+    assert len(buckets) > 2
+    buckets = stored(buckets, writeable=True)
+    i = data.draw(st.integers(0, len(buckets) - 1))
+    array = data.draw(st.sampled_from(buckets[i]))
+    array[data.draw(st.integers(0, len(array) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ValueError, match=rf"bucket {i} of version 2\.7.*pull the version again"):
-        verify(manifest, arrays)
+        verify(manifest, buckets)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda arrays: arrays[:-1], "has 4 buckets, 3 came"),
-        (lambda arrays: [*arrays, arrays[0]], "has 4 buckets, 5 came"),
-        (lambda arrays: [arrays[0][:-1], *arrays[1:]], "bucket 0 .*139 of 140 bytes"),
-        (lambda arrays: [arrays[0], arrays[2], arrays[1], arrays[3]], "bucket 1 "),
+        (lambda buckets: buckets[:-1], "has 4 buckets, 3 came"),
+        (lambda buckets: [*buckets, buckets[0]], "has 4 buckets, 5 came"),
+        (lambda buckets: [(buckets[0][0][:-1],), *buckets[1:]], "bucket 0 .*139 of 140 bytes"),
+        (lambda buckets: [buckets[0], buckets[2], buckets[1], buckets[3]], "bucket 1 "),
     ],
     ids=["missing", "too-many", "cut", "swapped"],
 )
 def test_a_set_of_buckets_that_is_not_the_versions_is_refused(spoil, message):
-    manifest, arrays = packed(made([(5, 7), (63,), (64,), (200,)]))
+    manifest, buckets = packed(made([(5, 7), (63,), (64,), (200,)]))
     with pytest.raises(ValueError, match=message):
-        verify(manifest, spoil(arrays))
+        verify(manifest, spoil(buckets))
 
 
 def test_the_manifest_says_what_was_packed():
@@ -135,5 +156,6 @@ def test_the_manifest_says_what_was_packed():
     manifest, _ = packed(made([(2, 3)]), "bfloat16", probes=[probe])
     assert isinstance(manifest, Manifest)
     assert (manifest.version, manifest.dtype, manifest.probes) == (VERSION, "bfloat16", (probe,))
-    assert manifest.tensors == (weights.TensorSpec("t0", (2, 3), 0, 0, 12),)
+    assert manifest.tensors == (weights.TensorSpec("t0", (2, 3), 0, 0),)
+    assert manifest.sizes == (12,)
     assert hash(manifest) == hash(pickle.loads(pickle.dumps(manifest)))

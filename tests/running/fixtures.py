@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,10 +129,14 @@ def new_run(base: Path, tmp_path: Path) -> Iterator[Callable[[str], tuple[Path, 
 @pytest.fixture(scope="session")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Fingerprint of the final weights of a tiny run that nothing happens to."""
-    root = tmp_path_factory.mktemp("undisturbed")
+    flags = (*TINY, f"--ppo.iterations={STEPS}")
+    return undisturbed_run(base, tmp_path_factory.mktemp("undisturbed"), flags)
+
+
+def undisturbed_run(base: Path, root: Path, flags: Sequence[str]) -> str:
+    """Fingerprint of the final weights of a run in `root` from the models of `base`."""
     (root / "whole").mkdir()
     for part in ("sft", "reward"):
         (root / "whole" / part).symlink_to(base / part)
-    place = (f"--run.root={root}", "--run.name=whole")
-    succeed("ppo", *place, *TINY, f"--ppo.iterations={STEPS}")
+    succeed("ppo", f"--run.root={root}", "--run.name=whole", *flags)
     return fingerprint(root / "whole")
