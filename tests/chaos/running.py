@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +11,7 @@ from rlhf_ray.data.ids import TRAIN, RolloutKey, rollout_id
 from rlhf_ray.data.prompts import batch_of_step
 from tests.chaos.strikes import DRIVER, Strike
 from tests.running.jobs import ROOT, actor_processes, rows, summary, wait_for
+from tests.running.scripts import Script
 
 PROMPTS = 16  # of an iteration, as in TINY
 # Short deadlines, so that what is stopped is found soon; a start may take long on a busy machine.
@@ -54,20 +53,12 @@ def _drivers_struck(run: Path) -> int:
     return sum(note["struck"]["role"] == DRIVER for note in notes(run, "struck"))
 
 
-def start_struck(
-    run: Path, strikes: Sequence[Strike], flags: Sequence[str]
-) -> subprocess.Popen[bytes]:
+def start_struck(run: Path, strikes: Sequence[Strike], flags: Sequence[str]) -> Script:
     """Start tests/chaos/driver.py; its output is added to `log`."""
     asked = run / "strikes.json"
     asked.write_text(json.dumps([asdict(strike) for strike in strikes]))
-    driver = str(ROOT / "tests" / "chaos" / "driver.py")
-    with (run / "log").open("a") as out:
-        return subprocess.Popen(
-            [sys.executable, driver, str(asked), str(journal(run)), *flags],
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+    driver = ROOT / "tests" / "chaos" / "driver.py"
+    return Script(driver, str(asked), str(journal(run)), *flags, out=run / "log", cwd=ROOT)
 
 
 def _drive(run: Path, strikes: Sequence[Strike], flags: Sequence[str], limit: int) -> int:

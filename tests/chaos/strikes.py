@@ -82,10 +82,12 @@ MATRIX = {
     ],
     "learner killed while idle, with a generator, while it loads a checkpoint": [
         Strike("learner", "generator generates", 1, delay=0.005),  # before the first step
-        Strike("learner", "generator generates", 31, delay=0.005),
+        Strike(
+            "learner", "learner publishes", 8, delay=0.05
+        ),  # while the next rollouts are written
         Strike("learner", "learner updates", 14, part_of_update=0.3),
         Strike("generator", "learner updates", 14, part_of_update=0.3),
-        Strike("learner", "learner loads", 3, delay=0.001),
+        Strike("learner", "learner loads", 2, delay=0.001),
     ],
     "driver killed four times": [
         Strike(DRIVER, "learner updates", 4, part_of_update=0.5),

@@ -7,15 +7,14 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.running.heads import answers, free_ports, start_node, wait_until
-from tests.running.jobs import STEPS, TINY, fingerprint, processes_with, succeed, wait_for
+from tests.running.jobs import STEPS, TINY, fingerprint, succeed, wait_for
+from tests.running.scripts import kill_all
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,7 @@ def new_run(base: Path, tmp_path: Path) -> Iterator[Callable[[str], tuple[Path, 
 
     root = f"--run.root={tmp_path}"
     yield make
-    for process in processes_with(root):
-        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            process.kill()
+    kill_all()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,10 @@
-"""Running the project's jobs as a user does: in processes of their own."""
+"""Running the project's jobs as a user does, but for the time that their imports take."""
 
 import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.running.scripts import Script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,30 +41,22 @@ class Finished:
 
 def job(name: str, *args: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> Finished:
     """Run jobs/<name>.py to its end."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args],
-        cwd=cwd,
-        env=os.environ | env,
-        timeout=timeout,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout)
+    with tempfile.NamedTemporaryFile() as out:
+        script = Script(_path(name), *args, out=Path(out.name), cwd=cwd, env=env)
+        try:
+            code = script.wait(timeout)
+        finally:
+            script.kill()
+        return Finished(code, out.read().decode())
 
 
-def start(name: str, *args: str, log: Path, **env: str) -> subprocess.Popen:
-    """Start jobs/<name>.py in a process group of its own, its output in `log`."""
-    with log.open("w") as out:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args],
-            cwd=ROOT,
-            env=os.environ | env,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def start(name: str, *args: str, log: Path, **env: str) -> Script:
+    """Start jobs/<name>.py in a session of its own, its output added to `log`."""
+    return Script(_path(name), *args, out=log, cwd=ROOT, env=env)
+
+
+def _path(job: str) -> Path:
+    return ROOT / "jobs" / f"{job}.py"
 
 
 def succeed(name: str, *args: str, **env: str) -> str:
@@ -123,9 +116,3 @@ def actor_processes(role: str = "") -> list[psutil.Process]:
         and title.match(" ".join(process.info["cmdline"] or ()))
         and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
-
-
-def processes_with(argument: str) -> list[psutil.Process]:
-    """Living processes that were started with this argument."""
-    processes = psutil.process_iter(["cmdline"])
-    return [process for process in processes if argument in (process.info["cmdline"] or ())]
