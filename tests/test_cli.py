@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
@@ -43,6 +45,13 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=str)
 def test_what_comes_along_is_a_recipe_and_named_after_its_run(path):
     assert read_recipe(path).run.name == path.stem
+
+
+@pytest.mark.parametrize("job", ["ppo", "sft", "rm", "status", "scale", "pause", "stop"])
+def test_help_comes_from_a_python_that_has_imported_nothing(job, tmp_path):
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert f"usage: jobs/{job}.py" in done.stdout
 
 
 def test_resume_and_reward_sources(tmp_path):

@@ -122,7 +122,7 @@ class LearnerActor:
         return stats | _component_means(table) | seconds
 
     def pack(self, version: Version) -> Manifest | None:
-        """Gather the policy on rank 0, ready for `take_objects`; its manifest."""
+        """Gather the policy on rank 0 for `take_objects`, the next call; its manifest."""
         spec = self._spec
         found = self._learner.probes(spec.probes, dtype=spec.weights_dtype)
         probes = [Probe(tuple(ids), tuple(x)) for ids, x in found]

@@ -56,7 +56,8 @@ class Weights(Protocol):
     def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor in `dtype`) one at a time; all ranks take part.
 
-        A tensor may be what the learner computes with: copy it before the next step.
+        A tensor may be what the learner computes with: copy it before the next step. No two share
+        memory: what is given away is gathered without a copy.
         """
         ...
 

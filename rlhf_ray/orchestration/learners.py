@@ -142,6 +142,7 @@ class LearnerGroup:
         manifest = self._all("pack", version, timeout=CALL_TIMEOUT)[0]
         self.version = version
         count = len(manifest.sizes)
+        # Before any other call: they may be views of what the next update changes.
         refs = self._ranks[0].actor.take_objects.options(num_returns=count).remote()
         refs = [refs] if count == 1 else refs
         return Published(version, ray.put(manifest), tuple(refs), manifest.bytes)

@@ -140,7 +140,7 @@ def unpack(manifest: Manifest, buckets: Sequence[Bucket]) -> Iterator[tuple[str,
 
 def _bytes(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     """A tensor's own memory, or that of a copy which is contiguous, in `dtype` and on the CPU."""
-    flat = tensor.detach().to("cpu", dtype).reshape(-1)
+    flat = tensor.detach().to("cpu", dtype).reshape(-1).contiguous()
     return flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, np.uint8)
 
 

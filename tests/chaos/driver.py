@@ -30,7 +30,8 @@ from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.handles import RayGenerator
 from rlhf_ray.orchestration.learners import LearnerGroup
 from rlhf_ray.orchestration.scorers import ScorerPools
-from tests.chaos.strikes import DRIVER, Strike
+from rlhf_ray.training.record import Record
+from tests.chaos.strikes import BEFORE_THE_LOOP, DRIVER, Strike
 from tests.running.jobs import actor_processes
 
 FOUND_WITHIN = 30.0  # seconds for a process that is just being made to show up
@@ -48,8 +49,9 @@ class Watched:
     """Counts what happens and strikes when it is time."""
 
     def __init__(self, strikes: list[Strike], journal: Path) -> None:
-        self._strikes, self._journal = strikes, journal
+        self._left, self._journal = dict(enumerate(strikes)), journal
         self._seen: Counter = Counter()
+        self._counting = False
         self._update_seconds = 0.0
 
     def note(self, **facts: Any) -> None:
@@ -61,29 +63,45 @@ class Watched:
 
         Processes are looked for before it, for that takes longer than some states last.
         """
-        aimed: list[tuple[Strike, int | None]] = []
+        aimed: list[tuple[int, Strike, int | None]] = []
 
         def aim(*args: Any) -> None:
+            if not self._counting and point != BEFORE_THE_LOOP:
+                return
             self._seen[point] += 1
-            due = [s for s in self._strikes if (s.at, s.time) == (point, self._seen[point])]
-            aimed[:] = [(strike, find(strike)) for strike in due]
+            now = point, self._seen[point]
+            due = [
+                (i, strike) for i, strike in self._left.items() if (strike.at, strike.time) == now
+            ]
+            aimed[:] = [(i, strike, find(strike)) for i, strike in due]
+            for i, _ in due:
+                del self._left[i]
             if not after:
                 fire()
 
         def fire(*args: Any) -> None:
-            for strike, pid in aimed:
+            for i, strike, pid in aimed:
                 delay = strike.delay + strike.part_of_update * self._update_seconds
-                threading.Timer(delay, self._hit, [strike, pid]).start()
+                threading.Timer(delay, self._hit, [i, strike, pid]).start()
             aimed.clear()
 
         self._wrap(owner, method, aim, fire if after else None)
 
-    def _hit(self, strike: Strike, pid: int | None) -> None:
+    def count_from(self, owner: type, method: str) -> None:
+        """Points are counted once `method` has returned, and anew each time that it has."""
+
+        def begin(*args: Any) -> None:
+            self._counting = True
+            self._seen.clear()
+
+        self._wrap(owner, method, None, begin)
+
+    def _hit(self, place: int, strike: Strike, pid: int | None) -> None:
         deadline = time.monotonic() + FOUND_WITHIN
         while pid is None and time.monotonic() < deadline:
             time.sleep(0.05)
             pid = find(strike)
-        self.note(struck=asdict(strike), pid=pid)
+        self.note(struck=asdict(strike), place=place, pid=pid)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, strike.signal)
@@ -148,6 +166,8 @@ def main() -> int:
     strikes = [Strike(**row) for row in json.loads(Path(sys.argv[1]).read_text())]
     watched = Watched(strikes, Path(sys.argv[2]))
     watched.record_consumption()
+    watched.watch(Record, "prepare", BEFORE_THE_LOOP)
+    watched.count_from(Record, "prepare")  # it asks generators and scorers for as much as a step
     watched.watch(RayGenerator, "__init__", "generator made", after=True)
     watched.watch(RayGenerator, "load", "generator loads", after=True)
     watched.watch(RayGenerator, "generate", "generator generates", after=True)

@@ -24,33 +24,31 @@ IMPATIENT = (
 def run_struck(
     run: Path, place: Sequence[str], flags: Sequence[str], strikes: Sequence[Strike], *, limit: int
 ) -> None:
-    """Run with strikes to its end, resumed after each that the driver itself is struck by."""
-    asked = [*place, *flags]
-    for launch in _launches(strikes):
-        before = _drivers_struck(run)
+    """Run with strikes to its end, resumed after each that the driver itself is struck by.
+
+    What was due before that one and has not come by then comes after it. All must have come.
+    """
+    asked, left = [*place, *flags], list(strikes)
+    while True:
+        before = len(notes(run, "struck"))
         done = [note["consumed"] + 1 for note in notes(run, "consumed")[-1:]]
-        due = [strike.from_step(sum(done)) for strike in launch]
-        code = _drive(run, due, asked, limit)
+        due = _until_driver(left)
+        code = _drive(run, [strike.from_step(sum(done)) for strike in due], asked, limit)
+        came = {note["place"] for note in notes(run, "struck")[before:]}
+        left = [strike for i, strike in enumerate(left) if i not in came]
         asked = [*place, "--resume"]
-        if _drivers_struck(run) == before:
+        if not any(due[i].role == DRIVER for i in came):
             break
         assert code == -signal.SIGKILL, (run / "log").read_text()[-3000:]
         wait_for(lambda: not actor_processes(), seconds=30, why="actors outlive their driver")
     assert code == 0, (run / "log").read_text()[-3000:]
+    assert not left, "strikes that never came"
 
 
-def _launches(strikes: Sequence[Strike]) -> list[list[Strike]]:
-    """The strikes of each launch of the driver: all up to one that ends it, then the rest."""
-    launches: list[list[Strike]] = [[]]
-    for strike in strikes:
-        launches[-1].append(strike)
-        if strike.role == DRIVER:
-            launches.append([])
-    return launches
-
-
-def _drivers_struck(run: Path) -> int:
-    return sum(note["struck"]["role"] == DRIVER for note in notes(run, "struck"))
+def _until_driver(strikes: Sequence[Strike]) -> list[Strike]:
+    """Those of one launch: up to and including the first that ends it."""
+    ends = [i for i, strike in enumerate(strikes) if strike.role == DRIVER]
+    return list(strikes[: ends[0] + 1]) if ends else list(strikes)
 
 
 def start_struck(run: Path, strikes: Sequence[Strike], flags: Sequence[str]) -> Script:

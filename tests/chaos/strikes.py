@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass, replace
 
 DRIVER = "driver"
+BEFORE_THE_LOOP = "run is calibrated"
 KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
 
 RATES = {  # occurrences of a point in one iteration
@@ -21,9 +22,9 @@ RATES = {  # occurrences of a point in one iteration
 class Strike:
     """One signal to one process.
 
-    at: the point of the run (see driver.py). time: its how manieth occurrence in a run that nothing
-    happens to. delay: seconds after it, and `part_of_update` times the seconds of the last update.
-    which: of the role's processes, by age; -1 is the youngest.
+    at: the point of the run (see driver.py). time: its how manieth occurrence in the loop, what is
+    done again after a loss counted too. delay: seconds after it, and `part_of_update` times the
+    seconds of the last update. which: of the role's processes, by age; -1 is the youngest.
     """
 
     role: str
@@ -36,11 +37,11 @@ class Strike:
 
     @property
     def iteration(self) -> float:
-        """In which it falls; 0 for what is not done in each."""
-        return self.time / RATES[self.at] if self.at in RATES else 0.0
+        """In which it falls, of a point that is reached in each."""
+        return self.time / RATES[self.at]
 
     def from_step(self, step: int) -> "Strike":
-        """The same for a driver that resumes at `step`, and counts each point anew."""
+        """The same for a driver that resumes about `step`, and counts each point anew."""
         return replace(self, time=max(1, self.time - step * RATES.get(self.at, 0)))
 
 
@@ -50,7 +51,7 @@ def generator(how: int, first: int) -> list[Strike]:
         Strike("generator", "learner updates", first, how, part_of_update=0.2),  # idle
         Strike("generator", "generator generates", 4 * (first + 3), how, delay=0.005),
         Strike("generator", "generator loads", first + 9, how, delay=0.002),  # mid-sync
-        Strike("generator", "generator made", 4, how, delay=2.0),  # loading its engine
+        Strike("generator", "generator made", 3, how, delay=2.0),  # loading its engine
     ]
 
 
@@ -81,10 +82,9 @@ MATRIX = {
         Strike("learner", "learner updates", 19, STOP, part_of_update=0.7),
     ],
     "learner killed while idle, with a generator, while it loads a checkpoint": [
-        Strike("learner", "generator generates", 1, delay=0.005),  # before the first step
-        Strike(
-            "learner", "learner publishes", 8, delay=0.05
-        ),  # while the next rollouts are written
+        # Before the first step, and while the rollouts of another are written.
+        Strike("learner", BEFORE_THE_LOOP, 1, delay=0.2),
+        Strike("learner", "learner publishes", 8, delay=0.05),
         Strike("learner", "learner updates", 14, part_of_update=0.3),
         Strike("generator", "learner updates", 14, part_of_update=0.3),
         Strike("learner", "learner loads", 2, delay=0.001),

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ def test_killed_at_a_random_moment_and_resumed_is_the_whole(undisturbed: str, ne
     driver = start("ppo", *place, *TINY, f"--ppo.iterations={STEPS}", log=run / "log")
     wait_for(lambda: list(run.glob("checkpoints/step-*")), why=(run / "log").read_text)
     time.sleep(random.Random(seed).uniform(0.0, 2.0))
-    os.kill(driver.pid, signal.SIGKILL)
+    driver.kill()
     driver.wait()
     wait_for(lambda: not actor_processes(), seconds=30, why="actors outlive their driver")
     succeed("ppo", *place, "--resume")

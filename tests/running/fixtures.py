@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.running.heads import answers, free_ports, start_node, wait_until
-from tests.running.jobs import STEPS, TINY, fingerprint, succeed, wait_for
+from tests.running.jobs import ROOT, STEPS, TINY, fingerprint, succeed, wait_for
 from tests.running.scripts import kill_all
 
 
@@ -92,10 +93,23 @@ def metrics_page(ray_address: str, ports: Ports) -> str:
 
 @pytest.fixture(scope="session")
 def demonstration(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demonstration from nothing, tiny: its directory, and what it printed."""
+    """The demonstration from nothing, tiny: its directory, and what it printed.
+
+    Started as a user starts it, by a Python that has imported nothing yet.
+    """
     root = tmp_path_factory.mktemp("demonstration")
-    out = succeed("ppo", f"--run.root={root}", *TINY, "--ppo.iterations=3", "--evaluate.every=2")
-    return root / "demo", out
+    flags = (f"--run.root={root}", *TINY, "--ppo.iterations=3", "--evaluate.every=2")
+    command = [sys.executable, str(ROOT / "jobs" / "ppo.py"), *flags]
+    done = subprocess.run(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return root / "demo", done.stdout
 
 
 @pytest.fixture(scope="session")

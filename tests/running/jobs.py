@@ -39,10 +39,10 @@ class Finished:
     out: str
 
 
-def job(name: str, *args: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> Finished:
+def job(name: str, *args: str, cwd: Path = ROOT, timeout: float = 240) -> Finished:
     """Run jobs/<name>.py to its end."""
     with tempfile.NamedTemporaryFile() as out:
-        script = Script(_path(name), *args, out=Path(out.name), cwd=cwd, env=env)
+        script = Script(_path(name), *args, out=Path(out.name), cwd=cwd)
         try:
             code = script.wait(timeout)
         finally:
@@ -50,18 +50,18 @@ def job(name: str, *args: str, cwd: Path = ROOT, timeout: float = 240, **env: st
         return Finished(code, out.read().decode())
 
 
-def start(name: str, *args: str, log: Path, **env: str) -> Script:
+def start(name: str, *args: str, log: Path) -> Script:
     """Start jobs/<name>.py in a session of its own, its output added to `log`."""
-    return Script(_path(name), *args, out=log, cwd=ROOT, env=env)
+    return Script(_path(name), *args, out=log, cwd=ROOT)
 
 
 def _path(job: str) -> Path:
     return ROOT / "jobs" / f"{job}.py"
 
 
-def succeed(name: str, *args: str, **env: str) -> str:
+def succeed(name: str, *args: str) -> str:
     """Run a job that must end well; its output."""
-    done = job(name, *args, **env)
+    done = job(name, *args)
     assert done.code == 0, done.out[-4000:]
     return done.out
 

@@ -1,7 +1,9 @@
 """Scripts in processes of their own that have imported what all jobs import: 5 s of each start.
 
-A server imports it once and forks. From there on all is as with `python SCRIPT …`: another working
-directory, environment, output and session, the script as `__main__`, and what it does at its exit.
+A server imports it once and forks. From there on it is as with `python SCRIPT …`: arguments,
+directory, environment, output, session, the script as `__main__`, what it does at its exit. But
+libraries that read the environment when they are imported have read the server's, and sys.path is
+pytest's.
 """
 
 import atexit
@@ -11,6 +13,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -26,8 +29,8 @@ class Script:
         self._name = path.name
         environment = os.environ | (env or {})
         self._process = _SERVER.Process(target=_run, args=(path, args, out, cwd, environment))
-        _ALL.append(self)
         self._process.start()
+        _ALL.append(self)
 
     @property
     def pid(self) -> int:
@@ -42,7 +45,7 @@ class Script:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self._process.is_alive():
+        with suppress(ProcessLookupError):  # it ended meanwhile
             os.kill(self.pid, number)
 
     def kill(self) -> None:
