@@ -39,7 +39,7 @@ class LearnerSpec:
     run_seed: int
     probes: tuple[tuple[int, ...], ...]
     weights_by: WeightsBy = "object_store"
-    bucket_bytes: int = 64 << 20  # of one object: far more than a call costs, far less than a node
+    bucket_bytes: int = 64 << 20  # of an object: few calls, and no transfer of a whole model
     trust_remote_code: bool = False
     # Others of this GPU's processes work between updates: what torch keeps for later is theirs.
     shares_gpu: bool = False

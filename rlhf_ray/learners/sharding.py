@@ -57,7 +57,7 @@ class Weights(Protocol):
         """(name, whole tensor in `dtype`) one at a time; all ranks take part.
 
         A tensor may be what the learner computes with: copy it before the next step. No two share
-        memory: what is given away is gathered without a copy.
+        memory: they are kept until all have come.
         """
         ...
 

@@ -23,19 +23,12 @@ _SERVER.set_forkserver_preload(["rlhf_ray.training.pipeline"])
 class Script:
     """A script that runs; of subprocess.Popen what the tests use. Its output is added to `out`."""
 
-    def __init__(
-        self, path: Path, *args: str, out: Path, cwd: Path, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, path: Path, *args: str, out: Path, cwd: Path) -> None:
         self._name = path.name
-        environment = os.environ | (env or {})
-        self._process = _SERVER.Process(target=_run, args=(path, args, out, cwd, environment))
+        given = (path, args, out, cwd, dict(os.environ))
+        self._process = _SERVER.Process(target=_run, args=given)
         self._process.start()
         _ALL.append(self)
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit status, negative for a signal. subprocess.TimeoutExpired if it takes longer."""
@@ -45,8 +38,9 @@ class Script:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
         with suppress(ProcessLookupError):  # it ended meanwhile
-            os.kill(self.pid, number)
+            os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
