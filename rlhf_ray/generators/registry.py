@@ -38,15 +38,11 @@ def check_installed(name: str) -> None:
 
 
 def _vllm(model_path: str, *, kv_cache_mb: int | None = None, **options: Any) -> "Generator":
-    gc.disable()  # importing makes a million objects that stay: looking through them took 3 of 11 s
-    try:
-        from rlhf_ray.generators.vllm_engine import VLLMGenerator
+    from rlhf_ray.generators.vllm_engine import VLLMGenerator
 
-        gc.freeze()
-        cache = _cache_mb(model_path, kv_cache_mb, options)
-        return VLLMGenerator(model_path, kv_cache_mb=cache, **options)
-    finally:
-        gc.enable()
+    gc.freeze()  # what it imported stays: the collector need not look through it again
+    cache = _cache_mb(model_path, kv_cache_mb, options)
+    return VLLMGenerator(model_path, kv_cache_mb=cache, **options)
 
 
 def _transformers(

@@ -102,7 +102,7 @@ EACH_CLASS = [
     Strike("generator", "generator generates", 9, KILL, delay=0.005),
     Strike("reward", "scorer scores", 30, KILL, delay=0.002),
     Strike("learner", "learner updates", 6, KILL, part_of_update=0.5),
-    Strike("generator", "learner updates", 9, STOP, part_of_update=0.2),
+    Strike("generator", "learner updates", 6, STOP, part_of_update=0.5),  # both start at once
     Strike(DRIVER, "learner updates", 14, part_of_update=0.5),
 ]
 

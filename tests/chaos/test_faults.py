@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
 from tests.chaos.strikes import DRIVER, EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
 from tests.running.fixtures import undisturbed_run
+from tests.running.interrupted import Interrupted
 from tests.running.jobs import STEPS, TINY, fingerprint, succeed
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
@@ -18,12 +19,12 @@ FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
 LONG = (*TINY, *IMPATIENT, f"--ppo.iterations={SCHEDULES * STEPS}")
 
 
-def test_each_class_of_failure_in_one_run(undisturbed: str, new_run: Make):
+def test_each_class_of_failure_in_one_run(interrupted: Interrupted, new_run: Make):
     run, place = new_run("struck")
     run_struck(run, place, FLAGS, EACH_CLASS, limit=240)
     all_struck(run, EACH_CLASS)
     check(run, STEPS)
-    assert fingerprint(run) == undisturbed
+    assert fingerprint(run) == fingerprint(interrupted.directory)
     events = (run / "events.log").read_text()
     assert "its shards go to others" in events
     assert "going back to the last checkpoint" in events

@@ -1,23 +1,13 @@
 """What users get wrong, in jobs as they run them: exit 2, one line with cause and fix."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.running.jobs import (
-    TINY,
-    Finished,
-    actor_processes,
-    job,
-    rows,
-    start,
-    succeed,
-    summary,
-    wait_for,
-)
+from tests.running.interrupted import Interrupted
+from tests.running.jobs import STEPS, TINY, Finished, actor_processes, job, rows, summary, wait_for
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 
@@ -103,22 +93,12 @@ def test_a_reward_function_that_fails_ends_the_run_with_its_cause(
     wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
 
 
-def checkpoints(run: Path) -> list[Path]:
-    return sorted(run.glob("checkpoints/step-*"))
-
-
-def test_ctrl_c_leaves_a_run_to_resume_and_no_process(new_run: Make):
-    run, place = new_run("stopped")
-    driver = start("ppo", *place, *TINY, "--ppo.iterations=5000", log=run / "log")
-    wait_for(lambda: len(checkpoints(run)) > 1, why=(run / "log").read_text)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
-    assert "--resume" in (run / "log").read_text()
-    wait_for(lambda: not actor_processes(), seconds=20, why="a process was left behind")
-    newest = checkpoints(run)[-1]
-    (newest / "meta.json").write_text("{}")
-    last = int(newest.name.removeprefix("step-")) + 1
-    out = succeed("ppo", *place, "--resume", f"--ppo.iterations={last}")
-    assert f"{newest} is damaged" in out
-    assert summary(run)["rollouts"]["consumed"] == last * 16
-    assert [row["step"] for row in rows(run)] == list(range(last + 1))
+def test_ctrl_c_leaves_a_run_to_resume_and_no_process(interrupted: Interrupted):
+    assert interrupted.code == 130
+    assert "--resume" in interrupted.said
+    newest = interrupted.checkpoints[-1]
+    assert int(newest.name.removeprefix("step-")) < STEPS, "it was over before it was stopped"
+    assert f"{newest} is damaged" in interrupted.said_when_resumed
+    run = interrupted.directory
+    assert summary(run)["rollouts"]["consumed"] == STEPS * 16
+    assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))

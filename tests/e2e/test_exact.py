@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.running.interrupted import Interrupted
 from tests.running.jobs import (
     STEPS,
     TINY,
@@ -31,6 +32,11 @@ def test_half_and_half_is_the_whole(undisturbed: str, new_run: Make):
     succeed("ppo", *place, "--resume", f"--ppo.iterations={STEPS}")
     assert fingerprint(run) == undisturbed
     assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))
+
+
+@pytest.mark.slow
+def test_stopped_by_ctrl_c_and_resumed_is_the_whole(undisturbed: str, interrupted: Interrupted):
+    assert fingerprint(interrupted.directory) == undisturbed
 
 
 @pytest.mark.slow

@@ -43,9 +43,10 @@ def _resident(key: str) -> int:
 
 
 if __name__ == "__main__":
-    tokens, vocab = map(int, sys.argv[1:])
+    vocab, *sizes = map(int, sys.argv[1:])
     torch.set_num_threads(1)
     make_update(ROWS, vocab)()  # libraries' own buffers
-    update = make_update(tokens, vocab)
-    update()  # the optimizer's moments
-    print(peak_bytes(update))
+    for tokens in sizes:
+        update = make_update(tokens, vocab)
+        update()  # the optimizer's moments
+        print(peak_bytes(update))

@@ -40,6 +40,7 @@ class OnceStuck:
         return shard[0], present()
 
 
+@pytest.mark.slow
 def test_one_process_that_hangs_in_all_of_its_shards_is_ended_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, OnceStuck))
     log: list[str] = []

@@ -212,7 +212,7 @@ def test_the_job_scores_conversations_and_columns_of_other_names(tmp_path: Path,
         " Oolong.",
     )
     expected = Scorer(model, dtype="float32")([PROMPTS[0]], [RESPONSES[0]])[0]
-    assert first["score"] == second["score"] == pytest.approx(expected, abs=1e-5)
+    assert [first["score"], second["score"]] == pytest.approx([expected] * 2, abs=1e-5)
 
 
 def test_the_job_tells_of_conversations_that_the_template_refuses(tmp_path: Path, capsys) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.running.heads import answers, free_ports, start_node, wait_until
+from tests.running.interrupted import Interrupted, interrupt
 from tests.running.jobs import ROOT, STEPS, TINY, fingerprint, succeed, wait_for
 from tests.running.scripts import kill_all
 
@@ -135,6 +136,20 @@ def new_run(base: Path, tmp_path: Path) -> Iterator[Callable[[str], tuple[Path, 
     root = f"--run.root={tmp_path}"
     yield make
     kill_all()
+
+
+@pytest.fixture(scope="session")
+def interrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """A tiny run stopped by Ctrl-C and resumed: as `undisturbed`, which test_exact.py holds it to.
+
+    The short form compares with its weights: a run of its own that nothing happens to takes as long
+    as any.
+    """
+    directory = tmp_path_factory.mktemp("interrupted") / "run"
+    directory.mkdir()
+    for part in ("sft", "reward"):
+        (directory / part).symlink_to(base / part)
+    return interrupt(directory, (*TINY, f"--ppo.iterations={STEPS}"))
 
 
 @pytest.fixture(scope="session")
