@@ -41,7 +41,7 @@ test: check ## check, then the tests (12 minutes on 2 cores at most)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: check ## the long form: slow tests too (about an hour on 2 cores)
-	$(BIN)/python -m pytest -m "not gpu" --durations=30 $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not short" --durations=30 $(ARGS)
 
 bench: install ## speed of the full loop on random prompts: ARGS="--model runs/demo/sft"
 	@$(BIN)/python jobs/bench_ppo.py $(ARGS)

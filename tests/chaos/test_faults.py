@@ -19,6 +19,7 @@ FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
 LONG = (*TINY, *IMPATIENT, f"--ppo.iterations={SCHEDULES * STEPS}")
 
 
+@pytest.mark.short
 def test_each_class_of_failure_in_one_run(interrupted: Interrupted, new_run: Make):
     run, place = new_run("struck")
     run_struck(run, place, FLAGS, EACH_CLASS, limit=240)

@@ -203,6 +203,7 @@ def test_hung_processes_are_replaced_and_their_neighbour_is_not(make) -> None:
     assert reward(batch("a", "bb", "ccc")).scores.tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_function_that_always_hangs_is_not_asked_for_every_sample(
     make, tmp_path: Path, monkeypatch
 ) -> None:

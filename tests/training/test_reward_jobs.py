@@ -28,6 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, path / "base"
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_train_side_by_side(
     ray_address: str, world: tuple[Path, Path], tmp_path: Path, capsys
 ) -> None:
