@@ -54,6 +54,7 @@ def test_members_of_an_ensemble_train_side_by_side(
     assert "longer_is_better" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_strength_is_measured_then_used(
     ray_address: str, world: tuple[Path, Path], tmp_path: Path, capsys
 ) -> None:
