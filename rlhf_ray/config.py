@@ -85,7 +85,7 @@ class Model:
     `data.texts`."""
     hidden: int = 256
     """Width of the decoder that is made when `path` is None."""
-    layers: int = 4
+    layers: int = 3
     """Depth of the decoder that is made when `path` is None."""
     vocab: int = 2048
     """Largest vocabulary of the tokenizer that is made when `path` is None."""
@@ -100,14 +100,14 @@ class Model:
 class SFT:
     __pydantic_config__ = _STRICT
 
-    epochs: float = 2.0
+    epochs: float = 1.5
     """Passes over `data.texts`; 0 skips the phase: PPO starts from `model.path` itself."""
     lr: float = 2e-3
     """Peak learning rate (cosine to a tenth, after warm-up). This suits the small decoder that is
     made here; a pretrained model wants 1e-5 to 5e-5."""
     warmup: float = 0.05
     """Share of steps in which the learning rate rises."""
-    batch_tokens: int = 1024
+    batch_tokens: int = 768
     """Tokens of one optimizer step."""
     max_tokens: int = 256
     """Longer texts are cut from the right."""
@@ -368,7 +368,7 @@ class Rollout:
 class PPO:
     __pydantic_config__ = _STRICT
 
-    iterations: int = 20
+    iterations: int = 16
     """Iterations: rollouts, scores, update, publish."""
     prompts: int = 128
     """Prompts of one iteration."""
@@ -383,7 +383,7 @@ class PPO:
     critic: Literal["separate", "shared"] = "shared"
     """A model of its own, or a value head on the policy's trunk. Only estimators with values have
     one."""
-    lr: float = 7e-5
+    lr: float = 9e-5
     """Peak learning rate of the policy."""
     critic_lr: float = 1e-4
     """Peak learning rate of a separate critic."""

@@ -82,7 +82,7 @@ def write_demo(
     *,
     seed: int,
     texts: int = 5000,
-    lists: int = 1300,
+    lists: int = 1000,
     prompts: int = 1024,
     heldout: int = 128,
 ) -> DemoPaths:

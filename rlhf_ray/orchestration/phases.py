@@ -41,11 +41,14 @@ def run_phases(
     start_timeout: float,
     log: Callable[[str], None],
     environment: Callable[[int], dict[str, str]] = torch_environment,
+    another_follows: bool = False,
 ) -> Iterator[tuple[int, Row]]:
     """(place of the call, row) as `phase` yields rows; as many calls at a time as have room.
 
     Each has a `share` to itself. Several divide the `threads` of a node, and reserve a CPU for
     each, so that none waits for another's; environment: of a process with so many.
+    another_follows: a phase with the same share comes at once, and takes over the process with its
+    imports, seconds of them; not where it holds a GPU, which Ray gives back with the process.
     Raises what the phase raised, after Ray's error with its traceback; ChildProcessError, naming
     it, where its process died; ValueError where none finds room in `start_timeout` seconds;
     TimeoutError where all stall. The others end with it.
@@ -59,8 +62,9 @@ def run_phases(
     try:
         for place, (args, kwargs) in enumerate(calls):
             group = place_for(share, place)
-            # One call a worker: its memory goes back before the next phase starts.
-            task = ray.remote(max_calls=1)(phase).options(
+            # One call a worker: its memory goes back before PPO starts.
+            calls_each = 0 if another_follows and not share.gpus else 1
+            task = ray.remote(max_calls=calls_each)(phase).options(
                 name=name if len(calls) == 1 else f"{name} {place}",
                 num_returns="streaming",
                 max_retries=0,

@@ -128,7 +128,7 @@ class Phases:
         """The directory (or name) of the model that PPO starts from."""
         config, found = self._config, policy_of(self._config)
         if found is None:
-            self.train_sft(config.dir / "sft")
+            self.train_sft(config.dir / "sft", reward_follows=reward_of(config) is None)
             return str(config.dir / "sft")
         if config.sft.epochs:
             self._take_up("sft", found)
@@ -157,9 +157,10 @@ class Phases:
         trust = self._config.model.trust_remote_code
         return enough_prompts(self._config, load_tokenizer(policy, trust_remote_code=trust))
 
-    def train_sft(self, out: Path) -> Row:
+    def train_sft(self, out: Path, *, reward_follows: bool = False) -> Row:
         """The language model at `out`; the last row."""
-        return self._train("sft", train_sft, self._config, str(out))
+        follows = reward_follows and self._config.rm.members == 1
+        return self._train("sft", train_sft, self._config, str(out), another_follows=follows)
 
     def train_rewards(self, base: str, out: Path) -> Row:
         """The reward model at `out`, or the ensemble; the last row."""
@@ -168,7 +169,13 @@ class Phases:
             return self._train("rm", train_reward_model, config, base, str(out))
         return self._show("rm", train_ensemble(config, base, out, plan=self._plan, log=note))
 
-    def _train(self, phase: Phase, train: Callable[..., Iterator[Row]], *args: Any) -> Row:
+    def _train(
+        self,
+        phase: Phase,
+        train: Callable[..., Iterator[Row]],
+        *args: Any,
+        another_follows: bool = False,
+    ) -> Row:
         rows = run_phases(
             set_up(train),
             [(args, {})],
@@ -177,6 +184,7 @@ class Phases:
             name=f"{phase} {self._config.run.name}",
             start_timeout=self._config.cluster.start_timeout_s,
             log=self._console.note,
+            another_follows=another_follows,
         )
         return self._show(phase, (row for _, row in rows))
 

@@ -94,6 +94,23 @@ def test_more_calls_than_room_all_end(joined: None) -> None:
     nothing_is_reserved()
 
 
+def test_a_phase_takes_over_the_process_of_the_one_before_where_it_is_asked_to(
+    joined: None,
+) -> None:
+    def phase() -> Iterator[Row]:
+        yield {"pid": os.getpid()}
+
+    def process(**options: Any) -> int:
+        ((_, row),) = running(phase, ONE, Share(0.5, 0), **options)
+        return row["pid"]
+
+    first = process(another_follows=True)
+    assert process() == first, "its imports are made once"
+    ended = f"/proc/{first}"
+    wait_for(lambda: not os.path.exists(ended), seconds=20, why="the last one keeps its memory")
+    assert process() != first
+
+
 def test_what_a_phase_raises_comes_after_where_it_did(joined: None) -> None:
     def phase() -> Iterator[Row]:
         yield {"step": 1}
