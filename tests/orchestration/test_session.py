@@ -43,6 +43,7 @@ with join_session():
 """
 
 
+@pytest.mark.slow
 def test_a_runs_own_ray_listens_on_127_0_0_1_alone_and_is_joined() -> None:
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     run = [sys.executable, "-c"]
