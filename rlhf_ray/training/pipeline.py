@@ -128,7 +128,8 @@ class Phases:
         """The directory (or name) of the model that PPO starts from."""
         config, found = self._config, policy_of(self._config)
         if found is None:
-            self.train_sft(config.dir / "sft", reward_follows=reward_of(config) is None)
+            one_reward_next = reward_of(config) is None and config.rm.members == 1
+            self.train_sft(config.dir / "sft", another_follows=one_reward_next)
             return str(config.dir / "sft")
         if config.sft.epochs:
             self._take_up("sft", found)
@@ -157,10 +158,11 @@ class Phases:
         trust = self._config.model.trust_remote_code
         return enough_prompts(self._config, load_tokenizer(policy, trust_remote_code=trust))
 
-    def train_sft(self, out: Path, *, reward_follows: bool = False) -> Row:
+    def train_sft(self, out: Path, *, another_follows: bool = False) -> Row:
         """The language model at `out`; the last row."""
-        follows = reward_follows and self._config.rm.members == 1
-        return self._train("sft", train_sft, self._config, str(out), another_follows=follows)
+        return self._train(
+            "sft", train_sft, self._config, str(out), another_follows=another_follows
+        )
 
     def train_rewards(self, base: str, out: Path) -> Row:
         """The reward model at `out`, or the ensemble; the last row."""
