@@ -2,6 +2,8 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+# Two at a time: half of what the tests do is waiting, for imports and for Ray.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 ARGS ?=
 SUBMIT ?=
 JOB ?= jobs/ppo.py
@@ -12,7 +14,7 @@ export PYTHON
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install ppo sft rm check test test-all bench docs lock cluster cluster-down submit
+.PHONY: help install ppo sft rm check types lint layers spelling pages test test-all bench docs lock cluster cluster-down submit
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,18 +32,29 @@ rm: install ## the reward model alone, grown from what `make sft` trained
 	@$(BIN)/python jobs/rm.py $(ARGS)
 
 check: install ## lint, types, layers, spelling, docs
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint layers spelling pages
+
+types:
+	$(BIN)/mypy
+
+lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+layers:
 	$(BIN)/lint-imports
+
+spelling:
 	$(BIN)/codespell
+
+pages:
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 test: check ## check, then the tests (12 minutes on 2 cores at most)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: check ## the long form: slow tests too (about an hour on 2 cores)
-	$(BIN)/python -m pytest -m "not gpu and not short" --durations=30 $(ARGS)
+	$(PYTEST) -m "not gpu and not short" --durations=30 $(ARGS)
 
 bench: install ## speed of the full loop on random prompts: ARGS="--model runs/demo/sft"
 	@$(BIN)/python jobs/bench_ppo.py $(ARGS)

@@ -20,6 +20,7 @@ LONG = (*TINY, *IMPATIENT, f"--ppo.iterations={SCHEDULES * STEPS}")
 
 
 @pytest.mark.short
+@pytest.mark.timeout(600)  # with the two runs that it needs first
 def test_each_class_of_failure_in_one_run(interrupted: Interrupted, new_run: Make):
     run, place = new_run("struck")
     run_struck(run, place, FLAGS, EACH_CLASS, limit=240)
