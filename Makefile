@@ -1,6 +1,6 @@
 # make <target>; `make` alone lists them. ARGS="--section.field value" goes to the command behind it.
 SHELL := bash
-PYTHON ?= python3
+PYTHON ?=
 BIN := .venv/bin
 # Two at a time: half of what the tests do is waiting, for imports and for Ray.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Make .venv from the lock, without the resolver: requirements/install.sh (`make install` runs it).
-# Does nothing when .venv is already what the lock says. PYTHON=… chooses the interpreter (3.11),
+# Does nothing when .venv is already what the lock says. PYTHON=… chooses the interpreter (3.11;
+# without it python3, or python3.11 where python3 is another version),
 # VENV=… the directory, LOCK=cpu|gpu the lock (default: gpu where nvidia-smi finds one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 uv_version=0.13.8
 lock=${LOCK:-}
@@ -18,16 +18,22 @@ if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$stamp" ]; then
 say() { printf '== %s\n' "$*"; }
 die() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+python=${PYTHON:-python3}
+if [ -z "${PYTHON:-}" ] && [ "$(version_of python3)" != 3.11 ] && [ "$(version_of python3.11)" = 3.11 ]; then
+    python=python3.11
+fi
+version=$(version_of "$python") ||
     die "no interpreter '$python'. Install Python 3.11, or name one: make install PYTHON=python3.11"
 [ "$version" = 3.11 ] ||
-    die "'$python' is Python $version, and the locks are for 3.11. Name another: make install PYTHON=python3.11"
+    die "'$python' is Python $version, and the locks are for 3.11. Name another: make install PYTHON=/path/to/python3.11"
 
 started=$SECONDS
-if [ ! -x "$venv/bin/python" ]; then
+# A venv whose making was cut short has a python and no pip.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     say "$venv ($lock lock)"
     "$python" -m venv "$venv" ||
-        die "'$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv"
+        die "'$python -m venv' failed. On Debian and Ubuntu: apt-get install $(basename "$python")-venv"
 fi
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check "uv==$uv_version"
 export VIRTUAL_ENV="$PWD/$venv"
