@@ -10,16 +10,23 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """shapes: of every tensor by name; ties: groups of names that are one tensor."""
+    """shapes: of every tensor by name; ties: groups of names that are one tensor.
+
+    fixed: names of what no training moves, buffers and frozen parameters. A version may lack them,
+    and an engine keeps the checkpoint's: published in bfloat16, the biases of a router, which
+    engines hold in float32, would send tokens to other experts.
+    """
 
     model_type: str
     shapes: Mapping[str, tuple[int, ...]]
     ties: tuple[tuple[str, ...], ...]
+    fixed: frozenset[str] = frozenset()
 
     def complete(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """All tensors of a version by name, tied ones under each of their names.
 
-        Raises ValueError, naming them, where tensors are missing, unknown or of another shape.
+        Those that are fixed where they came. Raises ValueError, naming them, where others are
+        missing, or any are unknown or of another shape.
         """
         given = dict(tensors)
         unknown = sorted(given.keys() - self.shapes.keys())
@@ -32,17 +39,17 @@ class StateLayout:
             sent = next((given[name] for name in names if name in given), None)
             if sent is not None:
                 given.update((name, sent) for name in names if name not in given)
-        missing = [name for name in self.shapes if name not in given]
+        missing = [name for name in self.shapes if name not in given and name not in self.fixed]
         if missing:
             raise ValueError(
                 f"the new version lacks {len(missing)} of the model's {len(self.shapes)} tensors, "
                 f"the first: {missing[:3]}: a load replaces all weights, so send all of them"
             )
-        for name, shape in self.shapes.items():
-            if tuple(given[name].shape) != shape:
+        for name, tensor in given.items():
+            if tuple(tensor.shape) != self.shapes[name]:
                 raise ValueError(
-                    f"tensor {name} of the new version is {tuple(given[name].shape)}, the model "
-                    f"has {shape}: learner and generators must load the same architecture"
+                    f"tensor {name} of the new version is {tuple(tensor.shape)}, the model has "
+                    f"{self.shapes[name]}: learner and generators must load the same architecture"
                 )
         return given
 
@@ -60,4 +67,5 @@ def state_layout(model_path: str, *, trust_remote_code: bool = False) -> StateLa
         model_type=config.model_type,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         ties=tuple(tuple(names) for names in names_of_tensor.values() if len(names) > 1),
+        fixed=frozenset(name for name, tensor in state.items() if not tensor.requires_grad),
     )

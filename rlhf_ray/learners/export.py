@@ -7,13 +7,15 @@ Shapes: L input positions, N predicted tokens.
 import contextlib
 import copy
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.sharding import Weights, Whole
@@ -57,12 +59,15 @@ class Exporter:
         self.actor, self.weights, self.group = actor, weights, group
         self._names, self._dtype, self._source = names, dtype, source
         self._trust = trust_remote_code
+        # Here, not later: between passes FSDP2 may have gathered tensors in the module instead.
+        self._frozen = [(name, p) for name, p in actor.named_parameters() if not p.requires_grad]
 
     def export(self, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor in `dtype`) of every parameter; tied ones under all their names.
+        """(name, whole tensor in `dtype`) of all that trains; tied ones under all their names.
 
         Every rank goes through the iterator to its end; only rank 0's yields. A tensor may be what
-        the learner computes with: copy it before the next update.
+        the learner computes with: copy it before the next update. Frozen parameters and buffers do
+        not come: engines have them from the checkpoint.
         """
         for name, tensor in self.weights.full_tensors(_dtype(dtype)):
             if self.group.rank != 0 or not name.startswith(_PREFIX):
@@ -119,7 +124,7 @@ class Exporter:
             _restore_buffers(model, self.actor.model)
             model.tie_weights()
         targets = dict(model.named_parameters()) if model is not None else {}
-        for name, tensor in self.weights.full_tensors(torch.float32):
+        for name, tensor in chain(self.weights.full_tensors(torch.float32), _whole(self._frozen)):
             target = targets.get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
             if target is not None:
                 target.data.copy_(tensor)
@@ -140,6 +145,13 @@ def _logprobs(
     out = actor(rows, index_N, targets_N, temperature=1.0)
     parts = out.logprobs_N.cpu().split(rows.lengths)
     return [(list(ids), part.tolist()) for ids, part in zip(sequences, parts, strict=True)]
+
+
+def _whole(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Sharded ones gathered; all ranks take part."""
+    for name, parameter in parameters:
+        data = parameter.data
+        yield name, data.full_tensor() if isinstance(data, DTensor) else data
 
 
 def _restore_buffers(model: nn.Module, source: nn.Module) -> None:

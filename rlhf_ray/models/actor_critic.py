@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_ray.models.indexing import take
+from rlhf_ray.models.loading import features_of
 from rlhf_ray.models.logprobs import HeadShape, response_logprobs
 from rlhf_ray.models.packing import PackedRows, hidden_states
 
@@ -102,7 +103,7 @@ def value_head_for(
     backbone: Any, *, weight_D: Tensor | None = None, bias: Tensor | None = None
 ) -> ValueHead:
     """A head for this trunk: zero, or a copy of a reward model's."""
-    head = ValueHead(backbone.config.get_text_config().hidden_size)
+    head = ValueHead(features_of(backbone.config))
     with torch.no_grad():
         if weight_D is not None:
             head.weight.copy_(weight_D.reshape(1, -1))

@@ -116,6 +116,12 @@ def is_causal(config: PretrainedConfig) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_causal", True)
 
 
+def features_of(config: PretrainedConfig) -> int:
+    """Width of what the trunk gives: of the embeddings where OPT projects down to them."""
+    text = config.get_text_config()
+    return getattr(text, "word_embed_proj_dim", None) or text.hidden_size
+
+
 def positions_of(config: PretrainedConfig) -> int | None:
     """Tokens of the longest row that a model of this config takes; None: it does not say."""
     stated = [getattr(config, name, None) for name in POSITIONS]

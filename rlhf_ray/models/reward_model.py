@@ -17,6 +17,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from rlhf_ray.models.loading import (
     cast_parameters,
+    features_of,
     is_causal,
     load_causal_lm,
     load_config,
@@ -74,7 +75,7 @@ class RewardModel(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.is_causal = is_causal(backbone.config)
-        features = backbone.config.get_text_config().hidden_size
+        features = features_of(backbone.config)
         self.head = nn.Linear(features, 1)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -5,17 +5,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DeepseekV3Config,
+    Ernie4_5_MoeConfig,
+    Gemma4TextConfig,
+    PreTrainedModel,
+)
 
 from rlhf_ray.config import PPO
-from rlhf_ray.learners.build import build_learner, critic_from_reward_model
+from rlhf_ray.data.ids import Version
+from rlhf_ray.generators.protocol import Sampling
+from rlhf_ray.generators.transformers_engine import TransformersGenerator
+from rlhf_ray.learners.build import build_learner, critic_from_reward_model, prepare
 from rlhf_ray.learners.export import Exporter
 from rlhf_ray.learners.group import Group
+from rlhf_ray.learners.ppo import PPOLearner
+from rlhf_ray.models.actor_critic import Actor, value_head_for
+from rlhf_ray.models.loading import load_causal_lm
 from rlhf_ray.models.packing import PackedRows
 from rlhf_ray.models.reward_model import Calibration, RewardModel, write_calibration
 from rlhf_ray.models.tiny import make_tokenizer
 from tests.learners.ranks import CPU, Ranks
-from tests.learners.toys import learner, table, tiny_lm
+from tests.learners.toys import VOCAB, learner, table, tiny_lm
 
 SETTINGS = PPO(prompts=8, epochs=1, minibatches=2, lr=1e-3, critic_lr=1e-3, critic="separate")
 SEQUENCES = ((1, 2, 3, 4, 5), (9, 8, 7))
@@ -85,6 +98,111 @@ def test_no_rank_holds_sharded_weights_whole_to_probe_them_in_their_own_type(
         assert ids == same
         assert logprobs == pytest.approx(wanted, abs=0.05 if in_bfloat16 else 1e-5)
         assert (logprobs != pytest.approx(wanted, abs=1e-5)) == in_bfloat16
+
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+# With state that does not train: a buffer in each layer, a router's buffer, its frozen parameter.
+STATEFUL = {
+    "gemma4": Gemma4TextConfig(
+        **SMALL, head_dim=16, global_head_dim=16, hidden_size_per_layer_input=0
+    ),
+    "deepseek": DeepseekV3Config(
+        **SMALL,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        kv_lora_rank=8,
+        q_lora_rank=None,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        num_mtp_layers=0,
+    ),
+    "ernie": Ernie4_5_MoeConfig(
+        **SMALL, moe_intermediate_size=16, moe_k=2, moe_num_experts=4, moe_num_shared_experts=1
+    ),
+}
+
+
+def stateful_lm(shape: str) -> PreTrainedModel:
+    """Its state that does not train is drawn at random, and none of it fits bfloat16."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(STATEFUL[shape])
+    for x in fixed_of(model).values():
+        x.data.uniform_(0.5, 1.5)
+        assert not torch.equal(x.bfloat16().float(), x)
+    return prepare(model)
+
+
+def fixed_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {n: x for n, x in model.state_dict(keep_vars=True).items() if not x.requires_grad}
+
+
+def published(group: Group, shape: str, directory: str, shard: bool, dtype: str):
+    model = stateful_lm(shape)
+    one = PPOLearner(
+        Actor(model, value_head=value_head_for(model)),
+        None,
+        settings=replace(SETTINGS, critic="shared", shard_weights=shard),
+        seed=7,
+        temperature=1.0,
+        group=group,
+    )
+    one.update(0, table())
+    one.save_policy(directory)
+    return {name: x.clone() for name, x in one.export(dtype)}, one.probes(SEQUENCES)
+
+
+def engine_at(directory: Path, *, dtype: str = "float32") -> TransformersGenerator:
+    sampling = Sampling(temperature=1.0, max_tokens=4, eos_token_id=1)
+    options = {"sampling": sampling, "version": Version(0, 0), "max_model_len": 64}
+    return TransformersGenerator(str(directory), dtype=dtype, **options)
+
+
+@pytest.mark.parametrize("shape", STATEFUL)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_does_not_train_is_kept_by_the_engine_and_saved_with_the_policy(
+    tmp_path: Path, two_ranks: Ranks, shape: str, ranks: int
+) -> None:
+    start, end = tmp_path / "start", tmp_path / "end"
+    model = stateful_lm(shape)
+    model.save_pretrained(start)
+    fixed = fixed_of(model)
+    assert fixed
+    settings = (shape, str(end), True, "float32")
+    tensors, probes = (
+        published(Group(CPU), *settings) if ranks == 1 else two_ranks.run(published, *settings)[0]
+    )
+    assert tensors.keys() == model.state_dict().keys() - fixed.keys()
+
+    saved = load_causal_lm(end).state_dict()
+    assert all(torch.equal(saved[name], x) for name, x in (tensors | fixed).items())
+    engine = engine_at(start)
+    engine.load(Version(0, 1), tensors.items())
+    for (_, wanted), found in zip(probes, engine.token_logprobs(SEQUENCES), strict=True):
+        assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_biases_of_a_router_stay_float32_under_versions_in_bfloat16(tmp_path: Path) -> None:
+    model = stateful_lm("deepseek")
+    model.save_pretrained(tmp_path / "start")
+    tensors, _ = published(Group(CPU), "deepseek", str(tmp_path / "end"), False, "bfloat16")
+    engine = engine_at(tmp_path / "start", dtype="bfloat16")
+    engine.load(Version(0, 1), tensors.items())
+    held = engine._model.state_dict()
+    assert all(torch.equal(held[name], x) for name, x in fixed_of(model).items())
+    assert all(torch.equal(held[name], x) for name, x in tensors.items())
 
 
 def test_built_from_directories_and_back(tmp_path: Path) -> None:

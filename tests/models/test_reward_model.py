@@ -19,6 +19,8 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    OPTConfig,
+    OPTModel,
     PreTrainedModel,
     Qwen2Config,
     Qwen2Model,
@@ -51,6 +53,10 @@ BACKBONES = {
     "qwen2": lambda: Qwen2Model(Qwen2Config(**WIDE, num_key_value_heads=1)),
     "llama": lambda: LlamaModel(LlamaConfig(**WIDE, num_key_value_heads=2)),
     "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2)),
+    # As OPT-350m: its layers are wider than what it gives.
+    "opt": lambda: OPTModel(
+        OPTConfig(**WIDE | {"hidden_size": 64}, word_embed_proj_dim=32, ffn_dim=48)
+    ),
 }
 ENCODERS = ("bert", "ernie", "roberta")
 CASES = [(name, pooling) for name in BACKBONES for pooling in ("last", "mean")] + [
