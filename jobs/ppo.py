@@ -38,9 +38,13 @@ def main() -> int:
         signal.signal(asked, signal.default_int_handler)
     command = parse()
     # Seconds of imports, which neither help nor a wrong flag has to wait for.
+    from rlhf_ray.training.ownership import owned, replaced
     from rlhf_ray.training.pipeline import SIDE_BY_SIDE, read_run, run
 
     directory = command.config.dir
+    if replaced(directory).is_dir():
+        with owned(directory):  # its run is put back, to be found below
+            pass
     begun = command.resume_if_begun and (directory / "config.yaml").is_file()
     resume = command.resume or begun
     if resume:

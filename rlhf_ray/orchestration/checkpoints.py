@@ -80,12 +80,21 @@ class CheckpointStore:
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. Damaged ones are named in the log, passed over."""
+        """The newest checkpoint that is whole; None where none has been written yet.
+
+        Damaged ones are named in the log, passed over. Raises ValueError where all are: to begin
+        again would give up the steps that they stood for, and the record of those.
+        """
+        faults: dict[Path, str] = {}
         for path in sorted(self._paths(), key=_step, reverse=True):
             fault = self._fault(path)
             if fault is None:
+                for damaged, why in faults.items():
+                    self._log(f"checkpoint {damaged} is damaged ({why}): using the one before it")
                 return Checkpoint(path, _meta(path))
-            self._log(f"checkpoint {path} is damaged ({fault}): using the one before it")
+            faults[path] = fault
+        if faults:
+            raise ValueError(self._none_whole(faults))
         return None
 
     def best(self) -> Checkpoint | None:
@@ -98,6 +107,16 @@ class CheckpointStore:
         if not self._directory.is_dir():
             return []
         return [p for p in self._directory.iterdir() if _NAME.fullmatch(p.name)]
+
+    def _none_whole(self, faults: dict[Path, str]) -> str:
+        """What to say of checkpoints that are all damaged, the newest first."""
+        names = ", ".join(path.name for path in faults)
+        newest, fault = next(iter(faults.items()))
+        return (
+            f"{self._directory} holds no whole checkpoint to go on from, all are damaged: {names} "
+            f"(of {newest.name}: {fault}). Put a whole copy of one back and go on with --resume, "
+            f"or begin the run anew with --run.overwrite, which discards it"
+        )
 
     def _fault(self, path: Path) -> str | None:
         try:

@@ -1,7 +1,8 @@
-"""One process at a time works in a run's directory."""
+"""One process at a time works in a run's directory, on the run that it belongs to."""
 
 import errno
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ def owned(directory: Path) -> Iterator[None]:
 
     By a lock on a file beside it, so that the directory itself may be removed meanwhile; the kernel
     gives it back even after kill −9 (NFS: after the lease of a machine that died, some 90 s). A
-    file system without locks has none. Raises ValueError where another process holds it.
+    file system without locks has none. An old run that a killed process had moved aside is put
+    back first. Raises ValueError where another process holds the lock.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as file:
@@ -29,4 +31,25 @@ def owned(directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
+        put_back(directory)
         yield
+
+
+def replaced(directory: Path) -> Path:
+    """Where the run in `directory` lies from --run.overwrite until its successor has begun."""
+    return directory.with_name(f".{directory.name}.replaced")
+
+
+def put_back(directory: Path) -> None:
+    """Undo a --run.overwrite whose run never began: for the owner of `directory` alone.
+
+    A run has begun once it has its config.yaml. Then the old one goes: a part of it may be gone.
+    """
+    aside = replaced(directory)
+    if not aside.is_dir():
+        return
+    if (directory / "config.yaml").is_file():
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    shutil.rmtree(directory, ignore_errors=True)  # what the successor had prepared before it began
+    aside.rename(directory)

@@ -37,14 +37,20 @@ def resolve(config: Config) -> Config:
 
 def files_of(config: Config) -> list[Path]:
     """The user's files and directories that a resolved config names: data, and models to read."""
+    return [
+        *read_on_nodes(config),
+        *_on_disk([config.data.prompts, config.data.heldout_prompts]),
+    ]
+
+
+def read_on_nodes(config: Config) -> list[Path]:
+    """Of `files_of`, what is read on any node. Prompts are not: the driver hands them out."""
     data, sources = config.data, config.reward.sources
-    names = [data.texts, data.prompts, data.heldout_prompts, config.rm.meta.samples]
-    names += [config.model.path, config.rm.base]
+    names = [data.texts, config.rm.meta.samples, config.model.path, config.rm.base]
     names += [source.model or source.classifier for source in sources]
     for mixture in (data.preferences, data.heldout_preferences):
         names += _parts(mixture) if mixture else []
-    found = [on_disk(name) for name in names if name]
-    return [place for place, _ in filter(None, found)]
+    return _on_disk(names)
 
 
 def policy_of(config: Config) -> str | None:
@@ -148,6 +154,12 @@ def _lists(path: str | None, option: str) -> str | None:
         return None if path is None else absolute_parts(path)
     except ValueError as error:
         raise ValueError(f"--{option.replace('_', '-')} {error}") from None
+
+
+def _on_disk(names: list[str | None]) -> list[Path]:
+    """The files and directories among what config fields name; None names nothing."""
+    found = [on_disk(name) for name in names if name]
+    return [place for place, _ in filter(None, found)]
 
 
 def _parts(mixture: str) -> list[str]:

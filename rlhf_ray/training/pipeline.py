@@ -30,10 +30,19 @@ from rlhf_ray.orchestration.phases import run_phases, set_up
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.orchestration.session import ray_session, session_dir
+from rlhf_ray.orchestration.visible import check_visible
 from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training.critic_start import model_of, why_from_policy
-from rlhf_ray.training.ownership import owned
-from rlhf_ray.training.paths import files_of, policy_of, resolve, reward_base, reward_of, vacant
+from rlhf_ray.training.ownership import owned, put_back, replaced
+from rlhf_ray.training.paths import (
+    files_of,
+    policy_of,
+    read_on_nodes,
+    resolve,
+    reward_base,
+    reward_of,
+    vacant,
+)
 from rlhf_ray.training.pictures import draw_reward
 from rlhf_ray.training.ppo import Start, run_ppo
 from rlhf_ray.training.preflight import enough_prompts, preflight
@@ -56,8 +65,9 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
             plan = plan_here(config)
             for line in plan.lines():
                 console.note(line)
-            discard_old()
+            check_visible(config.dir, read_on_nodes(config), plan, log=console.note)
             _begin(config, plan)
+            discard_old()
             with open_log(config) as log:
                 phases = Phases(config, plan, log, console)
                 phases.tell_of_critic(policy_of(config) or config.model.path)
@@ -219,7 +229,9 @@ class Phases:
 def _phases(config: Config, console: Console) -> Iterator[Phases]:
     """A Ray for one phase alone."""
     with ray_session(), open_log(config) as log:
-        yield Phases(config, plan_here(config), log, console)
+        plan = plan_here(config)
+        check_visible(config.dir, read_on_nodes(config), plan, log=console.note)
+        yield Phases(config, plan, log, console)
 
 
 def open_log(config: Config) -> RunLog:
@@ -240,11 +252,10 @@ def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
 def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
     """Take the run's directory; what is to be overwritten lies aside until the call that it gives.
 
-    Without that call it is put back. Raises ValueError for a PPO run that nobody wants overwritten.
+    Where the new run has not begun by the end it is put back; after a kill, by the next owner.
+    Raises ValueError for a PPO run that nobody wants overwritten.
     """
-    place, aside = config.dir, config.dir.with_name(f".{config.dir.name}.replaced")
-    if aside.is_dir() and not place.exists():  # an earlier process was killed between the two
-        aside.rename(place)
+    place, aside = config.dir, replaced(config.dir)
     begun = (place / "checkpoints").is_dir() or (place / "summary.json").exists()
     if begun and not (resume or config.run.overwrite):
         raise ValueError(
@@ -254,14 +265,11 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
     if resume or not config.run.overwrite or not place.is_dir():
         yield lambda: None
         return
-    shutil.rmtree(aside, ignore_errors=True)
     place.rename(aside)
     try:
         yield lambda: shutil.rmtree(aside)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-            aside.rename(place)
+        put_back(place)
 
 
 def read_run(directory: Path) -> Config:
@@ -297,9 +305,10 @@ def _resolved(config: Config, console: Console) -> Config:
 
 def _begin(config: Config, plan: Plan) -> None:
     """Write what the run is of; not before the cluster has room for it, for --resume reads it."""
-    write_text(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
     threads = {"role": plan.threads}
     write_provenance(config.dir, config.to_dict(), data_files=files_of(config), threads=threads)
+    # Last: from here on the run has begun, and what it overwrites is not put back.
+    write_text(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
 
 
 def _processes() -> Callable[[], set[int]]:

@@ -123,6 +123,27 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
     assert "step-000010 is damaged" in line and fault in line
 
 
+@pytest.mark.parametrize("steps", [(10,), (5, 10)])
+def test_where_none_is_whole_nobody_begins_again_unasked(
+    disk: Disk, steps: tuple[int, ...]
+) -> None:
+    for step in steps:
+        path = disk.write(step) / "learner/rank-0/weights.bin"
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    there = disk.names()
+    with pytest.raises(ValueError) as caught:
+        disk.store.latest()
+    said = str(caught.value)
+    assert f"{disk.directory} holds no whole checkpoint" in said and "--run.overwrite" in said
+    assert f"all are damaged: {', '.join(reversed(there))} (of step-000010: learner/rank" in said
+    assert disk.names() == there and disk.log == [], "there is none before them to be used"
+
+
+def test_a_run_killed_before_its_first_one_was_complete_has_none(disk: Disk) -> None:
+    (disk.directory / ".step-000005.partial" / "learner").mkdir(parents=True)
+    assert disk.store.latest() is None and disk.log == []
+
+
 def test_going_on_from_before_a_damaged_one_keeps_what_is_whole(tmp_path: Path) -> None:
     disk = Disk(tmp_path, keep=1)
     (disk.write(20) / "meta.json").unlink()

@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from rlhf_ray.config import PPO, SFT, Config, Data, Model, Reward, RewardSource,
 from rlhf_ray.models.tiny import make_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.metrics import RunLog
-from rlhf_ray.training.paths import files_of, resolve
+from rlhf_ray.training import pipeline
+from rlhf_ray.training.ownership import owned, replaced
+from rlhf_ray.training.paths import files_of, read_on_nodes, resolve
 from rlhf_ray.training.pipeline import Phases, claimed, read_run
 
 
@@ -81,12 +84,36 @@ def test_a_run_that_is_replaced_is_back_where_its_successor_never_began(config: 
 
 
 def test_a_run_that_lay_aside_when_its_process_was_killed_is_put_back(config: Config) -> None:
-    aside = config.dir.with_name(f".{config.dir.name}.replaced")
-    (aside / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds a PPO run already"), claimed(config, resume=False):
+    (replaced(config.dir) / "checkpoints").mkdir(parents=True)
+    (config.dir / "data").mkdir(parents=True)
+    refused = pytest.raises(ValueError, match="holds a PPO run already")
+    with refused, owned(config.dir), claimed(config, resume=False):
         pass
-    with claimed(config, resume=True):
-        assert (config.dir / "checkpoints").is_dir()
+    with owned(config.dir), claimed(config, resume=True):
+        assert [path.name for path in config.dir.iterdir()] == ["checkpoints"]
+
+
+def test_a_run_that_fails_as_soon_as_it_has_begun_has_replaced_the_old_one(config: Config) -> None:
+    (config.dir / "checkpoints").mkdir(parents=True)
+    anew = dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=True))
+    with pytest.raises(KeyboardInterrupt), claimed(anew, resume=False):
+        config.dir.mkdir()
+        (config.dir / "config.yaml").touch()
+        raise KeyboardInterrupt  # while the old one is removed
+    assert [path.name for path in config.dir.iterdir()] == ["config.yaml"]
+    assert not replaced(config.dir).exists()
+
+
+def test_a_run_has_not_begun_before_all_that_it_starts_with_is_written(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_provenance", full)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline._begin(config, SimpleNamespace(threads=2))  # type: ignore[arg-type]
+    assert not (config.dir / "config.yaml").exists()
 
 
 def test_the_demonstration_keeps_what_is_given(config: Config) -> None:
@@ -132,6 +159,15 @@ def test_what_a_run_reads_is_named_part_by_part(config: Config) -> None:
     found = resolve(dataclasses.replace(config, data=data, reward=Reward(sources=sources)))
     named = {path.name for path in files_of(found)}
     assert named == {"a.tsv", "b.jsonl", "saved", "policy"}
+
+
+def test_what_the_driver_alone_reads_is_not_looked_for_on_other_nodes(config: Config) -> None:
+    Path("texts.txt").write_text("")
+    data = dataclasses.replace(config.data, texts="texts.txt", heldout_prompts="prompts.txt")
+    found = resolve(dataclasses.replace(config, data=data))
+    assert {path.name for path in read_on_nodes(found)} == {"texts.txt", "policy"}
+    driver_alone = set(files_of(found)) - set(read_on_nodes(found))
+    assert {path.name for path in driver_alone} == {"prompts.txt"}
 
 
 def test_a_run_that_goes_on_overwrites_nothing(config: Config) -> None:

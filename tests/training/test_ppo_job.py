@@ -11,6 +11,7 @@ import yaml
 
 from rlhf_ray.config import PPO, Config, Data, Run
 from rlhf_ray.training import pipeline
+from rlhf_ray.training.ownership import owned, replaced
 from tests.running.here import job_here
 from tests.running.jobs import TINY, rows
 
@@ -64,6 +65,23 @@ def test_one_that_has_begun_goes_on_with_what_it_began_with(tmp_path: Path, aske
     assert call(tmp_path) == 0
     assert call(tmp_path, "--ppo.iterations=9") == 0
     assert asked == [(True, 7, 0.9), (True, 9, 0.9)]
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--resume-if-begun"])
+@pytest.mark.parametrize("prepared", [(), ("data",)], ids=["own data", "demonstration"])
+def test_one_goes_on_whose_successor_was_killed_before_it_began(
+    tmp_path: Path, asked: list, flag: str, prepared: tuple[str, ...]
+):
+    command = ("ppo", f"--run.root={tmp_path}", "--run.name=first", flag)
+    run = begin(tmp_path)
+    with owned(run):  # by the successor, while it is alive
+        run.rename(replaced(run))
+        for name in prepared:
+            (run / name).mkdir(parents=True)
+        assert job_here(*command) == 2
+        assert replaced(run).is_dir() and not asked
+    assert job_here(*command) == 0
+    assert asked == [(True, 7, 0.9)]
 
 
 def test_one_that_was_moved_goes_on_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

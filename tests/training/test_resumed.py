@@ -1,4 +1,4 @@
-"""summary.json of a run that went on in another process says what that of one process would."""
+"""A run that goes on in another process: its summary is as of one, its record is never lost."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from tests.running.jobs import rows, succeed, summary
+from tests.running.jobs import job, rows, succeed, summary
 
 OF_THIS_START = ("total_seconds", "peak_pss_mb")
 
@@ -35,3 +35,20 @@ def test_a_summary_is_of_all_starts(demonstration: tuple[Path, str], tmp_path: P
     for name in OF_THIS_START:
         del interrupted[name], finished[name]
     assert finished == interrupted
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_record(
+    demonstration: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "demo"
+    shutil.copytree(demonstration[0], run)
+    for path in run.glob("checkpoints/step-*/meta.json"):
+        path.write_text("{}")
+    metrics, samples = (run / "metrics.jsonl").read_bytes(), set((run / "rollouts").iterdir())
+    done = job("ppo", f"--run.root={tmp_path}", "--resume")
+    last = done.out.strip().splitlines()[-1]
+    assert done.code == 2 and last.startswith("error: ") and "no whole checkpoint" in last
+    assert "step-000003: meta.json" in last and "--run.overwrite" in last
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert set((run / "rollouts").iterdir()) == samples
