@@ -49,7 +49,7 @@ from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session, session_dir
 from rlhf_ray.training.ppo import Start, run_ppo
 
-PROMPTS = 1024
+PROMPTS = 1024  # at least
 NEVER = 10**6
 
 
@@ -85,9 +85,10 @@ class Options:
 
 def make_config(options: Options, root: str) -> Config:
     """The loop alone: one checkpoint and one evaluation, at the end, not counted."""
+    longest = options.prompt_len if options.prompts is None else Data.max_prompt_tokens
     return Config(
         run=Run(name="bench", root=root),
-        data=Data(prompts=options.prompts, heldout_fraction=0.05, max_prompt_tokens=256),
+        data=Data(prompts=options.prompts, heldout_fraction=0.05, max_prompt_tokens=longest),
         model=Model(path=options.model, dtype=options.dtype),
         reward=Reward(sources=(RewardSource(model=f"{root}/reward"),)),
         rollout=Rollout(max_response_tokens=options.response, ignore_eos=not options.eos),
@@ -109,13 +110,14 @@ def make_config(options: Options, root: str) -> Config:
 def make_prompts(options: Options, config: Config) -> Prompts:
     """Random token ids, or the lines of a file as often as a batch needs them."""
     tokenizer = load_tokenizer(options.model)
+    count = max(PROMPTS, options.batch)
     if options.prompts is not None:
         loaded = load_prompts(config.data, tokenizer, config.run.seed)
         lines = list(loaded.train)
-        repeated = [replace(lines[i % len(lines)], prompt_id=i) for i in range(PROMPTS)]
+        repeated = [replace(lines[i % len(lines)], prompt_id=i) for i in range(count)]
         return replace(loaded, train=repeated)
     rng = np.random.default_rng(0)
-    ids = rng.integers(10, len(tokenizer), size=(PROMPTS, options.prompt_len))
+    ids = rng.integers(10, len(tokenizer), size=(count, options.prompt_len))
     rows = [Prompt(i, "", tuple(map(int, row))) for i, row in enumerate(ids)]
     return Prompts(train=rows, heldout=rows[:16], cut=0, bad_rows=0)
 

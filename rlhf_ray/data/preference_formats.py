@@ -178,6 +178,8 @@ def _ranked(row: Mapping[str, Any], prompt: str) -> Parsed:
     for rank in ranks:
         if type(rank) is not int:  # a bool is an int to isinstance
             raise RowFault(f"the rank {rank!r:.40} is not a whole number")
+        if not -(2**63) <= rank < 2**63:
+            raise RowFault(f"the rank {rank!r:.40} has more than 64 bits")
     texts = tuple(filled_text_of(text, f"response {i}") for i, text in enumerate(responses, 1))
     text, turns = _prompt_of(row, prompt)
     return Parsed(text, texts, tuple(ranks), turns, _note(row, "annotator"), _note(row, "time"))

@@ -59,6 +59,10 @@ class PackedRows:
         """int64 [B + 1]: where each row begins, and N."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
+    def apart(self) -> tuple[Tensor, ...]:
+        """The ids of each row."""
+        return self.ids_N.split(self.lengths)
+
     def padded(self, pad_id: int = 0) -> tuple[Tensor, Tensor]:
         """(input_ids_BL, mask_BL bool), padded on the right."""
         ids_BL, mask_BL = pad_flat(self.ids_N.cpu().numpy(), np.array(self.lengths), pad_id)

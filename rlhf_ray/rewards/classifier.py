@@ -37,6 +37,7 @@ class ClassifierReward:
         model = _load(path, config, compute.dtype, options)
         self._model, self._compute = model.to(compute.device).eval(), compute
         self._max_tokens = longest_input(model, self._tokenizer)
+        self._padding_shows = self._a_score_changes_beside_a_longer_row()
 
     def __call__(self, batch: Responses) -> Scores:
         """float32 scores, all valid; they may be non-finite, which the combination refuses."""
@@ -46,25 +47,47 @@ class ClassifierReward:
 
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""
-        texts = [p + r for p, r in zip(batch.prompts, batch.responses, strict=True)]
+        return self._rows_of([p + r for p, r in zip(batch.prompts, batch.responses, strict=True)])
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _rows_of(self, texts: list[str]) -> list[np.ndarray]:
         if not texts:
             return []
         self._tokenizer.truncation_side = "left"
         rows = self._tokenizer(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
         return [np.array(row or [self._pad], dtype=np.int32) for row in rows]
 
-    def close(self) -> None:
-        """Nothing to end."""
-
     def _score(self, rows: PackedRows) -> torch.Tensor:
-        input_ids_BT, attention_mask_BT = rows.padded(self._pad)
-        output = self._model(input_ids=input_ids_BT, attention_mask=attention_mask_BT.long())
-        logits_BC = output.logits.float()
+        logits_BC = self._logits(rows)
         chosen_B = logits_BC[:, self._label]
         if logits_BC.shape[1] == 1 or self._multi_label:
             return chosen_B
         others = [c for c in range(logits_BC.shape[1]) if c != self._label]
         return chosen_B - logits_BC[:, others].logsumexp(dim=1)
+
+    def _logits(self, rows: PackedRows) -> torch.Tensor:
+        """float32 [B, C]."""
+        if self._padding_shows:
+            alone = [self._forward(PackedRows(ids, (len(ids),))) for ids in rows.apart()]
+            return torch.cat(alone)
+        return self._forward(rows)
+
+    def _forward(self, rows: PackedRows) -> torch.Tensor:
+        input_ids_BT, attention_mask_BT = rows.padded(self._pad)
+        output = self._model(input_ids=input_ids_BT, attention_mask=attention_mask_BT.long())
+        return output.logits.float()
+
+    @torch.inference_mode()
+    def _a_score_changes_beside_a_longer_row(self) -> bool:
+        """By trying: XLNet's, say, is read at the last place, padding or not."""
+        rows = self._rows_of(["a", "a longer text, of which the short one takes the length"])
+        device = self._compute.device
+        alone_1C = self._forward(PackedRows.of(rows[:1], device))
+        beside_BC = self._forward(PackedRows.of(rows, device))
+        rounding = max(1e-3, 16 * torch.finfo(self._compute.dtype).eps)
+        return not torch.allclose(beside_BC[:1], alone_1C, rtol=rounding, atol=rounding)
 
 
 def _load(path: str, config: Any, dtype: torch.dtype, options: dict[str, bool]) -> Any:

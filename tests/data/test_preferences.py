@@ -178,6 +178,7 @@ def test_parquet_and_saved_data_sets_read_the_same(tmp_path):
         ({"responses": ["a"], "ranks": [1]}, "no two different responses"),
         ({"responses": ["a", "a"], "ranks": [1, 2]}, "no two different responses"),
         ({"responses": ["a", "b"], "ranks": [1, "2"]}, "rank '2' is not a whole number"),
+        ({"responses": ["a", "b"], "ranks": [1, 2**63]}, "rank 9223372036854775808 has more than"),
         ({"responses": ["a", " "], "ranks": [1, 2]}, "response 2 is empty"),
         ({"responses": "ab", "ranks": [1, 2]}, "'responses' is a text: .* are lists"),
         ({"responses": ["a", "b\0"], "ranks": [1, 2]}, r"response 2 holds a NUL character \(at 1"),

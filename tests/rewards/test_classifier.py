@@ -12,6 +12,7 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
     XLNetConfig,
+    XLNetForSequenceClassification,
     XLNetModel,
 )
 
@@ -119,6 +120,16 @@ def test_a_model_without_a_stated_length_takes_any(tmp_path: Path) -> None:
     assert [len(row) for row in reward.token_ids(long)] == [2403]
     scores = reward(batch_of(policy_tokenizer(), PROMPTS, RESPONSES)).scores
     assert scores == pytest.approx(logits_of(tmp_path, True)[:, 0], abs=1e-4)
+
+
+def test_a_model_read_at_the_last_place_sees_no_padding(tmp_path: Path, batch) -> None:
+    tokenizer, sizes = word_tokenizer(), {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16}
+    torch.manual_seed(0)
+    config = XLNetConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **sizes)
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = ClassifierReward(str(tmp_path), Compute())(batch).scores
+    assert scores == pytest.approx(logits_of(tmp_path, False)[:, 0], abs=1e-4)
 
 
 def test_a_limit_below_one_is_none() -> None:
