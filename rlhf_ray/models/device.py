@@ -20,9 +20,11 @@ def device_here() -> str:
     if torch.cuda.is_available():
         return "cuda"
     if given := gpus_given():
+        cuda = torch.version.cuda
+        fix = f"update the driver to one for CUDA {cuda}" if cuda else "install the `gpu` extra"
         raise ValueError(
             f"this process was given {given:g} GPU, and torch {torch.__version__} sees none: "
-            f"install the `gpu` extra on the nodes, or give --cluster.generator-gpus, "
-            f"--cluster.learner-gpus and --cluster.scorer-gpus 0"
+            f"{fix} on the nodes, or give --cluster.generator-gpus, --cluster.learner-gpus and "
+            f"--cluster.scorer-gpus 0"
         )
     return "cpu"

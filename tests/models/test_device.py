@@ -17,10 +17,17 @@ def test_a_process_without_a_gpu_computes_on_the_cpu(
     assert device_here() == "cpu" and gpus_given() == 0.0
 
 
-def test_a_gpu_that_was_given_and_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "fix"),
+    [(None, "install the `gpu` extra"), ("13.0", "the driver to one for CUDA 13.0")],
+)
+def test_a_gpu_that_was_given_and_is_not_there_is_said(
+    cuda: str | None, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setenv(GPUS, "0.25")
-    with pytest.raises(ValueError, match=r"given 0\.25 GPU, and torch .* sees none: .*`gpu` extra"):
+    with pytest.raises(ValueError, match=rf"given 0\.25 GPU, and torch .* sees none: .*{fix}"):
         device_here()
 
 
