@@ -20,7 +20,6 @@ LONG = (*TINY, *IMPATIENT, f"--ppo.iterations={SCHEDULES * STEPS}")
 
 
 @pytest.mark.short
-@pytest.mark.timeout(600)  # with the two runs that it needs first
 def test_each_class_of_failure_in_one_run(interrupted: Interrupted, new_run: Make):
     run, place = new_run("struck")
     run_struck(run, place, FLAGS, EACH_CLASS, limit=240)
@@ -34,7 +33,6 @@ def test_each_class_of_failure_in_one_run(interrupted: Interrupted, new_run: Mak
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", sorted(MATRIX))
 def test_each_role_in_each_state(undisturbed: str, new_run: Make, name: str):
     run, place = new_run("struck")
@@ -63,7 +61,6 @@ def test_any_schedules_of_faults(undisturbed_long: str, new_run: Make, seed: int
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_either_rank_of_two_killed(base: Path, new_run: Make):
     two = (*FLAGS, "--cluster.learners=2")
     calm, place = new_run("calm")
@@ -77,7 +74,6 @@ def test_either_rank_of_two_killed(base: Path, new_run: Make):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_separate_critic_begins_again_as_it_began(new_run: Make):
     """Killed before the first checkpoint: the critic is built from the reward model once more.
 
@@ -95,7 +91,6 @@ def test_a_separate_critic_begins_again_as_it_began(new_run: Make):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_running_ahead_struck(new_run: Make):
     strikes = [
         Strike("generator", "generator generates", 13, KILL, delay=0.005),

@@ -19,7 +19,6 @@ PATIENT = ("--cluster.heartbeat-timeout-s=60", "--cluster.shard-timeout-s=100")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("idle", [False, True], ids=["at any time", "while the learner idles"])
 def test_a_node_killed_with_everything_on_it(undisturbed: str, new_run: Make, idle: bool):
     run, place = new_run("struck")
