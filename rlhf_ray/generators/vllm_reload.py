@@ -32,6 +32,7 @@ def begin(worker: Any) -> None:
     packed = _packed_layers(model)
     with set_current_vllm_config(worker.vllm_config):
         if packed is None:
+            _forget_cpu_kernels(model)
             initialize_layerwise_reload(model)
             return
         for layer in packed:
@@ -71,6 +72,16 @@ def _packed_layers(model: nn.Module) -> list[Any] | None:
         elif isinstance(method, QuantizeMethodBase) or _other_attention(layer):
             return None
     return packed
+
+
+def _forget_cpu_kernels(model: nn.Module) -> None:
+    """Let kernels of experts be made anew: on a CPU they pack the weights only as they are made."""
+    if next(model.parameters()).device.type != "cpu":
+        return
+    for layer in model.modules():
+        method: Any = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _other_attention(layer: nn.Module) -> bool:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.protocol import Completion, Generator, Request
+from tests.contracts.models import PUBLISHED
 
 Completions = dict[int, Completion]
 
@@ -56,8 +56,12 @@ def generate_across_a_load(
     done: Completions = {}
     for _ in range(steps):
         done.update((c.rollout_id, c) for c in engine.step())
-    engine.load(version, load_file(Path(path) / "model.safetensors").items())
+    engine.load(version, published(path).items())
     return drain(engine, done)
+
+
+def published(path: str) -> dict[str, torch.Tensor]:
+    return torch.load(Path(path) / PUBLISHED)
 
 
 def load(
@@ -68,13 +72,13 @@ def load(
     extra: dict[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Load the weights at `path`, less `without`, with `extra` tensors of these shapes."""
-    tensors = load_file(Path(path) / "model.safetensors")
+    tensors = published(path)
     tensors.update((name, torch.zeros(shape)) for name, shape in (extra or {}).items())
     engine.load(version, [(name, t) for name, t in tensors.items() if name != without])
 
 
 def load_under_both_names(engine: Generator, version: Version, path: str, head_of: str) -> None:
-    tensors = load_file(Path(path) / "model.safetensors")
+    tensors = published(path)
     engine.load(version, {**tensors, "lm_head.weight": tensors[head_of]}.items())
 
 
@@ -82,7 +86,7 @@ def load_that_breaks_off(engine: Generator, version: Version, path: str) -> None
     """The tensors' source raises half-way."""
 
     def half() -> Iterator[tuple[str, torch.Tensor]]:
-        tensors = load_file(Path(path) / "model.safetensors")
+        tensors = published(path)
         yield from list(tensors.items())[: len(tensors) // 2]
         raise ConnectionError("the other half is gone")
 
@@ -91,7 +95,7 @@ def load_that_breaks_off(engine: Generator, version: Version, path: str) -> None
 
 def load_without_data(engine: Generator, version: Version, path: str) -> None:
     """Names and shapes are right, so only the copy itself fails."""
-    tensors = load_file(Path(path) / "model.safetensors")
+    tensors = published(path)
     engine.load(version, [(name, t.to("meta")) for name, t in tensors.items()])
 
 
@@ -108,7 +112,7 @@ def load_and_score_in_flight(
 ) -> tuple[list[np.ndarray], Completions]:
     engine.submit(requests)
     done = {c.rollout_id: c for _ in range(3) for c in engine.step()}
-    engine.load(version, load_file(Path(path) / "model.safetensors").items())
+    engine.load(version, published(path).items())
     return engine.token_logprobs(sequences), drain(engine, done)
 
 

@@ -10,9 +10,11 @@ from transformers import (
     LlamaConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB, EOS, POSITIONS = 128, 1, 256
+PUBLISHED = "published.pt"
 _SPECIAL = {"vocab_size": VOCAB, "bos_token_id": 2, "eos_token_id": EOS, "pad_token_id": 0}
 _LLAMA_LIKE = {
     **_SPECIAL,
@@ -28,6 +30,9 @@ CONFIGS = {
     "qwen2": Qwen2Config(**_LLAMA_LIKE, tie_word_embeddings=True),
     "llama": LlamaConfig(**_LLAMA_LIKE, tie_word_embeddings=False),
     "gpt2": GPT2Config(**_SPECIAL, n_embd=64, n_layer=2, n_head=2, n_positions=POSITIONS),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_LLAMA_LIKE, head_dim=32, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2
+    ),
     "bloom": BloomConfig(**_SPECIAL, hidden_size=64, n_layer=2, n_head=2),
 }
 
@@ -35,7 +40,9 @@ CONFIGS = {
 def make(shape: str, directory: Path, *, seed: int) -> PreTrainedModel:
     """A model with every weight drawn from `seed`, also written to `directory`.
 
-    Norms and biases are drawn too, so that a tensor which is not replaced shows.
+    PUBLISHED there has its weights under the names that a learner gives them: those of experts are
+    others than in the files of a checkpoint. Norms and biases are drawn too, so that a tensor which
+    is not replaced shows.
     """
     model = AutoModelForCausalLM.from_config(CONFIGS[shape]).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -44,4 +51,5 @@ def make(shape: str, directory: Path, *, seed: int) -> PreTrainedModel:
         is_norm = parameter.ndim == 1 and name.endswith("weight")
         parameter.copy_(1 + 0.2 * noise if is_norm else 0.15 * noise)
     model.save_pretrained(directory)
+    torch.save(dict(model.named_parameters()), directory / PUBLISHED)
     return model

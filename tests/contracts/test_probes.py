@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from rlhf_ray.actors.generator import ProbeMismatch, check_probes
 from rlhf_ray.data.ids import Version
@@ -12,6 +11,7 @@ from rlhf_ray.generators.protocol import Generator, Request, Sampling
 from rlhf_ray.generators.registry import BACKENDS
 from rlhf_ray.weights.buckets import Manifest, Probe
 from tests.contracts import models
+from tests.contracts.actions import published
 
 SEQUENCES = [(5, 6, 7, 8, 9, 10), (11, 12, 13)]
 
@@ -54,7 +54,7 @@ def test_what_was_published_passes_also_while_requests_are_in_flight(engine: Gen
 
 def test_other_weights_are_found_out(engine: Generator, paths: list[Path]) -> None:
     manifest = manifest_of(engine)
-    engine.load(Version(0, 1), load_file(paths[1] / "model.safetensors").items())
+    engine.load(Version(0, 1), published(str(paths[1])).items())
     with pytest.raises(ProbeMismatch, match=r"version 0\.1: .* nats off .*limit 0\.005.*not those"):
         check_probes(engine, manifest)
 
