@@ -127,7 +127,8 @@ def _packed(backbone: Any, rows: PackedRows) -> Tensor:
     alike = len(rows.lengths) > 1 and len(set(rows.lengths)) == 1
     rounded = compiles_each(next(backbone.parameters())) and not alike
     more = -tokens % TOKENS if rounded else 0
-    positions = [np.arange(length) for length in (*rows.lengths, more)]
+    # What fills up is at 0 throughout: a model may have fewer positions than it has tokens.
+    positions = [*map(np.arange, rows.lengths), np.zeros(more, np.int64)]
     out = backbone(
         input_ids=F.pad(rows.ids_N, (0, more))[None],
         position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
