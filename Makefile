@@ -2,7 +2,7 @@
 SHELL := bash
 PYTHON ?=
 BIN := .venv/bin
-# Two at a time: half of what the tests do is waiting, for imports and for Ray.
+# Two at a time: one process that waits, for Ray above all, leaves a third of two cores idle.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 ARGS ?=
 SUBMIT ?=

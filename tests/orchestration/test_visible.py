@@ -62,7 +62,6 @@ def test_every_node_is_asked_for_the_directory_and_the_paths(
 ) -> None:
     made, here = plan_here(Config()), nodes()
     monkeypatch.setattr(visible, "_others", lambda plan: here)
-    monkeypatch.setattr(visible, "SHOWN_WITHIN", 0.0)
     monkeypatch.chdir(tmp_path)
     run, own = tmp_path / "run", Path(f"/proc/self/task/{os.getpid()}")
     check_visible(run, [tmp_path], made, log=pytest.fail)

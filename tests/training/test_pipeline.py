@@ -4,7 +4,6 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,8 @@ from rlhf_ray.config import PPO, SFT, Config, Data, Model, Reward, RewardSource,
 from rlhf_ray.models.tiny import make_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.orchestration.plan import plan
+from rlhf_ray.orchestration.shares import Node
 from rlhf_ray.training import pipeline
 from rlhf_ray.training.ownership import owned, replaced
 from rlhf_ray.training.paths import files_of, read_on_nodes, resolve
@@ -104,15 +105,10 @@ def test_a_run_that_fails_as_soon_as_it_has_begun_has_replaced_the_old_one(confi
     assert not replaced(config.dir).exists()
 
 
-def test_a_run_has_not_begun_before_all_that_it_starts_with_is_written(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(pipeline, "write_provenance", full)
-    with pytest.raises(OSError, match="No space left"):
-        pipeline._begin(config, SimpleNamespace(threads=2))  # type: ignore[arg-type]
+def test_a_run_has_not_begun_before_all_that_it_starts_with_is_written(config: Config) -> None:
+    (config.dir / "provenance.json").mkdir(parents=True)  # so that it cannot be written
+    with pytest.raises(OSError, match=r"provenance\.json"):
+        pipeline._begin(config, plan(config.cluster, [Node("a", "here", 2.0)]))
     assert not (config.dir / "config.yaml").exists()
 
 
