@@ -1,5 +1,6 @@
 """Any AutoModelForSequenceClassification as a reward: it reads prompt + response, as text."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ class ClassifierReward:
     Log-odds: logit_label − logsumexp(the other logits), or logit_label alone where each label is a
     question of its own (`problem_type: multi_label_classification`). label None: the last class.
     Its own tokenizer with its own special tokens, no chat template; a text longer than the model is
-    cut from the left. The log-odds are computed in float32.
+    cut from the left. The log-odds are computed in float32. Each score is what transformers gives
+    the row alone with the model's own configuration.
 
     ValueError where there is no such model, its head was never trained, or it lacks the label.
     """
@@ -31,11 +33,11 @@ class ClassifierReward:
         self._multi_label = config.problem_type == "multi_label_classification"
         options = source_options(path, trust_remote_code=trust)
         self._tokenizer = tokenizer_class(path, options).from_pretrained(path, **options)
-        pads = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
-        self._pad = next(token_id for token_id in pads if token_id is not None)
-        config.pad_token_id = self._pad  # by it a decoder's classifier finds the last token
         model = _load(path, config, compute.dtype, options)
         self._model, self._compute = model.to(compute.device).eval(), compute
+        self._text_config = model.config.get_text_config()
+        pad, known = self._text_config.pad_token_id, self._model.get_input_embeddings()
+        self._own_pad = pad if pad is not None and 0 <= pad < known.num_embeddings else None
         self._max_tokens = longest_input(model, self._tokenizer)
         self._padding_shows = self._a_score_changes_beside_a_longer_row()
 
@@ -57,7 +59,7 @@ class ClassifierReward:
             return []
         self._tokenizer.truncation_side = "left"
         rows = self._tokenizer(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
-        return [np.array(row or [self._pad], dtype=np.int32) for row in rows]
+        return [np.array(row or [self._own_pad or 0], dtype=np.int32) for row in rows]
 
     def _score(self, rows: PackedRows) -> torch.Tensor:
         logits_BC = self._logits(rows)
@@ -75,7 +77,14 @@ class ClassifierReward:
         return self._forward(rows)
 
     def _forward(self, rows: PackedRows) -> torch.Tensor:
-        input_ids_BT, attention_mask_BT = rows.padded(self._pad)
+        # A decoder's classifier reads the last token that is not its pad token; without one it
+        # reads a lone row's last, as it does where the pad token is one that no row ends in.
+        pad = self._own_pad
+        if pad is None:
+            ends = {int(ids[-1]) for ids in rows.apart()}
+            pad = next(token_id for token_id in itertools.count() if token_id not in ends)
+            self._text_config.pad_token_id = pad
+        input_ids_BT, attention_mask_BT = rows.padded(pad)
         output = self._model(input_ids=input_ids_BT, attention_mask=attention_mask_BT.long())
         return output.logits.float()
 

@@ -56,6 +56,16 @@ def test_one_logit_is_the_score(tmp_path: Path, batch, decoder: bool, tokens: in
     assert result.scores.dtype == np.float32 and result.valid.all()
 
 
+@pytest.mark.parametrize("pad", [None, 0, 3], ids=["no pad", "a pad of its own", "pad is EOS"])
+def test_a_tokenizer_that_ends_each_text_with_eos(tmp_path: Path, batch, pad: int | None) -> None:
+    save_classifier(tmp_path, decoder=True, labels=1, pad_token_id=pad)
+    tokenizer = word_tokenizer(pad=False)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path)
+    scores = ClassifierReward(str(tmp_path), Compute())(batch).scores
+    assert scores == pytest.approx(logits_of(tmp_path, True)[:, 0], abs=1e-4)
+
+
 @pytest.mark.parametrize("label", [None, 0, 1, 2])
 def test_several_logits_give_the_log_odds_of_the_label(
     tmp_path: Path, batch, label: int | None
