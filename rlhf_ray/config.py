@@ -341,7 +341,8 @@ class Rollout:
     max_response_tokens: int = 64
     """A response ends at EOS or here."""
     temperature: float = 1.0
-    """Every log-probability is of the distribution sampled from: logits / temperature."""
+    """Every log-probability is of the distribution sampled from: logits / temperature. At least
+    0.01, which vLLM would take for anything below."""
     dtype: Dtype = "auto"
     """Type of the generator's weights. auto: what the learner computes in (model.dtype), which on
     GPUs is bfloat16: of compute capability 8 and more. On older ones give float32 for both."""
@@ -426,7 +427,7 @@ class PPO:
     max_staleness: int = 0
     """How many versions generation may be ahead of learning. 0: synchronous and exact."""
     importance_cap: float = 2.0
-    """Cap of the truncated importance weight when `max_staleness` > 0."""
+    """Cap of each token's importance weight, exp(old − behaviour), when `max_staleness` > 0."""
     micro_batch_tokens: int | None = None
     """Tokens of one forward and backward pass of a rank. None: 2,048 on a CPU, 16,384 on a GPU."""
     activation_checkpointing: bool = False

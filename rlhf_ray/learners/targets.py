@@ -34,7 +34,7 @@ class Targets:
     Attributes:
         returns_N, old_values_N: where there is a critic.
         ref_logprobs_N: where the loss holds the KL.
-        weights_N: truncated importance weights, where a token is of an older policy.
+        weights_N: truncated importance weights, where a run may be stale (`max_staleness` > 0).
     """
 
     old_logprobs_N: Tensor
@@ -61,10 +61,9 @@ def make_targets(
             stats["value/explained_variance"] = float(1 - unexplained)
     if settings.whiten_advantages and not estimator.needs_group:
         advantages_BT = masked_whiten(advantages_BT, mask_BT)
-    stale_N = rollouts.token_steps_N < step
     weights_N = None
-    if settings.max_staleness > 0 and bool(stale_N.any()):
-        weights_N = _weights(rollouts, old, stale_N, cap=settings.importance_cap)
+    if settings.max_staleness > 0:
+        weights_N = _weights(rollouts, old, cap=settings.importance_cap)
     values_N = old.values_N
     return Targets(
         old_logprobs_N=old.logprobs_N,
@@ -76,8 +75,9 @@ def make_targets(
     ), stats
 
 
-def _response_kl(rollouts: Rollouts, old: OldPass) -> Tensor:
-    logprobs_BT, ref_BT = rollouts.pad(old.logprobs_N), rollouts.pad(rollouts.ref_logprobs_N)
+def _response_kl(rollouts: Rollouts, logprobs_N: Tensor) -> Tensor:
+    """Σ_t k1 to the reference, [B]."""
+    logprobs_BT, ref_BT = rollouts.pad(logprobs_N), rollouts.pad(rollouts.ref_logprobs_N)
     return response_kl(logprobs_BT, ref_BT, rollouts.response_mask_BT)
 
 
@@ -90,7 +90,7 @@ def _advantages(
     if estimator.needs_group:
         scores_B = rollouts.scores_B
         if estimator.kl_in == "reward":
-            scores_B = scores_B - kl_coef * _response_kl(rollouts, old)
+            scores_B = scores_B - kl_coef * _response_kl(rollouts, old.logprobs_N)
         advantages_BT = per_token(estimator.fn(scores_B, rollouts.prompt_ids_B), mask_BT)
         return advantages_BT, advantages_BT
     rewards_BT = shaped_rewards(
@@ -107,26 +107,29 @@ def _advantages(
     return estimator.fn(rewards_BT, values_BT, mask_BT, gamma=settings.gamma, lam=settings.lam)
 
 
-def _weights(rollouts: Rollouts, old: OldPass, stale_N: Tensor, *, cap: float) -> Tensor:
-    """min(exp(old − behaviour), cap) at tokens of an older policy, 1 at the others."""
+def _weights(rollouts: Rollouts, old: OldPass, *, cap: float) -> Tensor:
+    """min(exp(old − behaviour), cap)."""
     weights_BT = truncated_importance_weights(
         rollouts.pad(old.logprobs_N),
         rollouts.pad(rollouts.behaviour_logprobs_N),
         rollouts.response_mask_BT,
         cap=cap,
     )
-    return torch.where(stale_N, rollouts.flat(weights_BT), 1.0)
+    return rollouts.flat(weights_BT)
 
 
 def _stats(
     rollouts: Rollouts, old: OldPass, advantages_BT: Tensor, *, step: int
 ) -> dict[str, float]:
     _, mean, variance = masked_moments(advantages_BT, rollouts.response_mask_BT)
-    scores_B, kl_B = rollouts.scores_B.double(), _response_kl(rollouts, old).double()
+    scores_B, kl_B = rollouts.scores_B.double(), _response_kl(rollouts, old.logprobs_N).double()
+    sampled_kl_B = _response_kl(rollouts, rollouts.behaviour_logprobs_N).double()
     staleness_N = (step - rollouts.token_steps_N).clamp(min=0).double()
     return {
         "kl/mean_k1": float(kl_B.mean()),
         "kl/std_k1": float(kl_B.std(correction=0)),
+        "kl/sampled_mean_k1": float(sampled_kl_B.mean()),
+        "kl/sampled_std_k1": float(sampled_kl_B.std(correction=0)),
         "entropy/mean": float(old.entropies_N.double().mean()),
         "advantage/mean": float(mean),
         "advantage/std": float(variance.sqrt()),

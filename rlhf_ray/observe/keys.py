@@ -39,6 +39,8 @@ KEYS: dict[str, Metric] = {
     "score/<component>": Metric("score", "mean of one reward source", tags=("component",)),
     "kl/mean_k1": Metric("nats/response", "KL to the reference: mean over responses of Σ k1"),
     "kl/std_k1": Metric("nats/response", "standard deviation of Σ k1 over responses"),
+    "kl/sampled_mean_k1": Metric("nats/response", "the same by the generators' log-probs"),
+    "kl/sampled_std_k1": Metric("nats/response", "standard deviation of that over responses"),
     "kl/coef": Metric("score/nat", "β, the price of a nat of KL"),
     "kl/efficiency": Metric("1", "rise of the held-out score in its first std, over sqrt(2·KL)"),
     "response/length": Metric("tokens", "mean length of a response"),

@@ -206,10 +206,13 @@ def over_starts(counts: Iterable[float]) -> int:
 
 
 def alarm(stats: dict[str, float], responses: int) -> str | None:
-    """What is wrong with an iteration's KL, if anything; not judged where tokens are stale."""
-    if stats["staleness/max"] > 0:
-        return None
-    return negative_kl_alarm(stats["kl/mean_k1"], stats["kl/std_k1"], responses)
+    """What is wrong with an iteration's KL, if anything.
+
+    Where tokens are stale, that of the policies which sampled them: the sum of the newest policy's
+    log-probs over samples of older ones is no KL, and may be negative.
+    """
+    of = "kl/sampled_" if stats["staleness/max"] > 0 else "kl/"
+    return negative_kl_alarm(stats[f"{of}mean_k1"], stats[f"{of}std_k1"], responses)
 
 
 def _keep_samples(

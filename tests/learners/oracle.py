@@ -151,9 +151,9 @@ def learned_advantages(rows: Sequence[Response], settings: PPO, *, kl_coef: floa
 
 def weights(rows: Sequence[Response], *, cap: float) -> list[float]:
     return [
-        min(math.exp(old - behaviour), cap) if step < STEP else 1.0
+        min(math.exp(old - behaviour), cap)
         for row in rows
-        for old, behaviour, step in zip(row.old, row.behaviour, row.steps, strict=True)
+        for old, behaviour in zip(row.old, row.behaviour, strict=True)
     ]
 
 
@@ -161,9 +161,12 @@ def stats(rows: Sequence[Response], settings: PPO, *, kl_coef: float) -> dict[st
     """Of the rollouts, by their definitions in docs/metrics.md."""
     found = flat(advantages(rows, settings, kl_coef=kl_coef))
     ages = [STEP - step for row in rows for step in row.steps]
+    sampled = [sum(row.behaviour) - sum(row.ref) for row in rows]
     result = {
         "kl/mean_k1": fmean(row.kl for row in rows),
         "kl/std_k1": pstdev(row.kl for row in rows),
+        "kl/sampled_mean_k1": fmean(sampled),
+        "kl/sampled_std_k1": pstdev(sampled),
         "entropy/mean": fmean(flat(row.entropies for row in rows)),
         "advantage/mean": fmean(found),
         "advantage/std": pstdev(found),

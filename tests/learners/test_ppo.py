@@ -104,15 +104,15 @@ def test_the_learning_rate_is_annealed_by_the_step() -> None:
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
-def test_importance_weights_only_where_tokens_are_stale() -> None:
+def test_importance_weights_only_where_tokens_may_be_stale() -> None:
     fresh, stale = table(rows=4, step=3), table(rows=4, step=2)
     old_N = torch.full((Rollouts.from_table(fresh).tokens,), -2.0)
     old = OldPass(old_N, old_N, old_N)
-    for rows, staleness, present in ((fresh, 1, False), (stale, 0, False), (stale, 1, True)):
+    for rows, staleness in ((fresh, 0), (fresh, 1), (stale, 0), (stale, 1)):
         settings = dataclasses.replace(SETTINGS, max_staleness=staleness)
         rollouts = Rollouts.from_table(rows)
         targets, stats = make_targets(rollouts, old, settings, kl_coef=0.1, step=3)
-        assert (targets.weights_N is not None) == present
+        assert (targets.weights_N is not None) == (staleness > 0)
         assert stats["staleness/max"] == (1.0 if rows is stale else 0.0)
     assert targets.weights_N is not None
     # behaviour −3, old −2: exp(1) is above the cap

@@ -57,7 +57,7 @@ def test_what_else_the_losses_get(estimator: str) -> None:
 
 
 @pytest.mark.parametrize("cap", [1.3, 5.0])
-def test_importance_weights_of_responses_half_of_which_are_stale(cap: float) -> None:
+def test_importance_weights_whatever_a_token_s_age(cap: float) -> None:
     targets, _ = made(replace(SETTINGS, importance_cap=cap))
     want = oracle.weights(ROWS, cap=cap)
     assert min(want) < 1 < max(want)

@@ -22,12 +22,12 @@ def with_references(rollouts: pa.Table, above: float) -> pa.Table:
 
 @pytest.mark.parametrize(
     ("above", "staleness", "alarmed"),
-    [(-0.01, 0, False), (0.01, 0, False), (3.0, 0, True), (3.0, 1, False)],
+    [(-0.01, 0, False), (0.01, 0, False), (3.0, 0, True), (-0.01, 1, False), (3.0, 1, True)],
 )
 def test_a_reference_of_another_distribution_raises_the_alarm(
     above: float, staleness: int, alarmed: bool
 ) -> None:
-    """No KL divergence is far below 0; with tokens of an older policy the estimate may be."""
+    """No KL divergence is far below 0, and that of what sampled stale tokens is not either."""
     settings = PPO(prompts=8, minibatches=2, max_staleness=staleness)
     one = learner(settings=settings)
     stats = one.update(staleness, with_references(table(), above))
