@@ -22,6 +22,7 @@ LEAST = {
         "cluster.generators", "cluster.learners", "cluster.scorers", "cluster.threads",
         "checkpoint.every", "checkpoint.keep", "evaluate.every", "evaluate.prompts",
     ),
+    0.01: ("rollout.temperature",),  # vLLM takes what lies below for this
     0: (
         "run.seed", "data.heldout_fraction", "sft.epochs", "sft.lr", "sft.warmup",
         "sft.weight_decay", "rm.lr", "rm.warmup", "rm.label_smoothing", "rm.token_dropout",
@@ -37,7 +38,7 @@ LEAST = {
 ABOVE = {
     0: (
         "rm.epochs", "rm.lora.alpha", "rm.contrastive.dropout", "strength.epochs", "reward.clip",
-        "reward.sources.timeout_s", "rollout.temperature", "ppo.adam_eps", "ppo.max_grad_norm",
+        "reward.sources.timeout_s", "ppo.adam_eps", "ppo.max_grad_norm",
         "ppo.kl_target", "ppo.kl_horizon", "ppo.kl_limit", "ppo.importance_cap",
         "cluster.start_timeout_s", "cluster.shard_timeout_s", "cluster.update_timeout_s",
         "cluster.heartbeat_timeout_s",

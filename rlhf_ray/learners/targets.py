@@ -6,7 +6,6 @@ Shapes: B rollouts, T response positions (padded), N response tokens end to end.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rlhf_ray.algos.advantages import ESTIMATORS, per_token
