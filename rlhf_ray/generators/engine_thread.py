@@ -161,9 +161,12 @@ class EngineThread:
             self._failure = error
         if not self.started.done():
             self.started.set_exception(error)
+        # To who waits for a shard a ValueError says that a request was refused.
+        refuses = isinstance(error, ValueError)
+        of_shards = EngineDead(f"ValueError: {error}") if refuses else error
         for shard in self._shards.values():
             if not shard.future.done():
-                shard.future.set_exception(error)
+                shard.future.set_exception(of_shards)
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
                 command[1].set_exception(error)

@@ -45,7 +45,7 @@ class Completion:
 
 
 class EngineDead(RuntimeError):
-    """A load broke off half-way: weights and caches are undefined, so the process must end."""
+    """What the engine holds is undefined, as by a load that broke off: its process must end."""
 
 
 class Generator(Protocol):

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.engine_thread import EngineThread
-from rlhf_ray.generators.protocol import Completion, Request
+from rlhf_ray.generators.protocol import Completion, EngineDead, Request
 
 PATIENCE = 20.0  # seconds until a test that hangs says so
 
@@ -153,6 +153,16 @@ def test_a_failure_reaches_every_caller_and_ends_the_engine_once(harness: Harnes
         harness.thread.call(lambda engine: None)
     harness.thread.close()
     assert [str(error) for error in harness.failures] == ["CUDA error: an illegal memory access"]
+
+
+def test_an_engine_that_fails_with_a_value_error_has_refused_nothing(harness: Harness) -> None:
+    caller = harness.hold(r1=5)
+    harness.engine.fail_with = ValueError("a step of the wrong shape")
+    harness.engine.gate.set()
+    with pytest.raises(EngineDead, match="wrong shape"):
+        caller.result(PATIENCE)
+    harness.thread.close()
+    assert [str(error) for error in harness.failures] == ["a step of the wrong shape"]
 
 
 def test_a_call_that_fails_ends_the_engine(harness: Harness) -> None:
