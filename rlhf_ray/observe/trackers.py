@@ -1,17 +1,22 @@
 """Where rows of metrics go besides the run's own directory: Weights & Biases or MLflow.
 
 `run.tracker` names one of `TRACKERS`. metrics.jsonl stays the record: a tracker is not taken back
-when a run returns to a checkpoint, so a step that was done twice may be there twice.
+when a run returns to a checkpoint, so a step that was done twice may be there twice; and a run goes
+on without one that no longer answers.
 """
 
 import importlib.util
+import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 MLFLOW_PARAMS = 100  # that it takes in one request; of metrics it takes 1,000
+# The driver's loop waits for a request: seconds, where mlflow by itself would try for minutes.
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Tracker(Protocol):
@@ -62,6 +67,7 @@ class MLflow:
         import mlflow
         from mlflow.entities import Param
 
+        os.environ.update(MLFLOW_PATIENCE | os.environ)
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         known = self._client.get_experiment_by_name("rlhf_ray")
         experiment = known.experiment_id if known else self._client.create_experiment("rlhf_ray")
@@ -76,16 +82,24 @@ class MLflow:
             self._client.log_batch(self._id, params=params[start : start + MLFLOW_PARAMS])
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One row, in one request: the driver's loop waits for it."""
+        """One row, in one request: the driver's loop waits for it. A failure is a warning."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         row = [Metric(f"{phase}/{name}", value, now, step) for name, value in metrics.items()]
-        self._client.log_batch(self._id, metrics=row)
+        self._send(lambda: self._client.log_batch(self._id, metrics=row))
 
     def close(self) -> None:
         """The run is over."""
-        self._client.set_terminated(self._id)
+        self._send(lambda: self._client.set_terminated(self._id))
+
+    def _send(self, request: Callable[[], object]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            request()
+        except MlflowException as error:
+            warnings.warn(f"MLflow lacks a row that metrics.jsonl has: {error}", stacklevel=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """Trackers, offline: what they leave on the disk is what was logged."""
 
 import importlib.util
+import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rlhf_ray.observe.metrics import RunLog
+from rlhf_ray.observe.metrics import RunLog, read_metrics
 from rlhf_ray.observe.trackers import TRACKERS, open_tracker
 
 CONFIG = {"run": {"name": "tracked", "seed": 0}, "ppo": {"lr": 3e-5}}
@@ -49,6 +52,37 @@ def test_mlflow_offline(tmp_path: Path):
     assert run.data.metrics == {"sft/loss/lm": 2.5, "ppo/score/mean": 0.5}
 
 
+class Begun(BaseHTTPRequestHandler):
+    """A server of MLflow that lets a run begin."""
+
+    def do_GET(self) -> None:
+        self.answer({"experiment": {"experiment_id": "0", "name": "rlhf_ray"}})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"run": {"info": {"run_id": "1", "status": "RUNNING"}, "data": {}}})
+
+    def answer(self, body: dict) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+@needs("mlflow")
+def test_a_run_goes_on_without_a_server_that_no_longer_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    server = HTTPServer(("127.0.0.1", 0), Begun)
+    threading.Thread(target=server.serve_forever).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    tracker = open_tracker("mlflow", tmp_path, CONFIG)
+    server.shutdown()
+    server.server_close()
+    with pytest.warns(UserWarning, match="lacks a row"), RunLog(tmp_path, tracker=tracker) as rows:
+        rows.write("ppo", 1, {"score/mean": 0.5})
+    assert [row["score/mean"] for row in read_metrics(tmp_path)] == [0.5]
+
+
 class Requests:
     """In mlflow's place: what each request to its server is, and how much it holds."""
 
@@ -75,6 +109,9 @@ def test_mlflow_is_asked_once_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     entities.Param = entities.Metric = lambda *values: values  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    exceptions = ModuleType("mlflow.exceptions")
+    exceptions.MlflowException = RuntimeError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", exceptions)
     tracker = TRACKERS["mlflow"].make(tmp_path, {"ppo": {f"setting_{i}": i for i in range(150)}})
     tracker.log("ppo", 1, {"score/mean": 0.5, "score/std": 1.0, "kl/coef": 0.1})
     tracker.close()
