@@ -66,10 +66,10 @@ def ray_session() -> Iterator[None]:
 
 @contextmanager
 def join_session() -> Iterator[None]:
-    """The Ray that is up, for the block. ValueError where there is none."""
+    """The Ray that is up, for the block. ValueError where there is none, or several."""
     use_token()
     try:
-        with _on_loopback() if _is_a_runs_own(_found("auto")) else nullcontext():
+        with _on_loopback() if _is_a_runs_own(_the_one_that_is_up()) else nullcontext():
             ray.init(
                 address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
             )
@@ -109,10 +109,27 @@ def _found(address: str | None = None) -> str | None:
     return services.get_ray_address_from_environment(address, None)
 
 
+def _the_one_that_is_up() -> str | None:
+    """What RAY_ADDRESS names, what `ray start` started last, or the only one that a run started.
+
+    Raises ValueError where several runs started one each: Ray would take any.
+    """
+    address = _found("auto")
+    several = services.find_gcs_addresses()
+    named = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+    if len(several) > 1 and not named:
+        raise ValueError(
+            f"several Rays are up on this machine, at {', '.join(sorted(several))}: say which, "
+            f"RAY_ADDRESS={min(several)} before the command"
+        )
+    return address
+
+
 def _is_a_runs_own(address: str | None) -> bool:
     """Whether `ray_session` started that Ray, for `ray start` tells others the host's address."""
-    named = os.environ.get("RAY_ADDRESS")
-    return not named and address is not None and address.startswith("127.0.0.1:")
+    if address is None or not address.startswith("127.0.0.1:"):
+        return False
+    return address in services.find_gcs_addresses()
 
 
 @contextmanager

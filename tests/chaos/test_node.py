@@ -27,7 +27,7 @@ def test_a_node_killed_with_everything_on_it(undisturbed: str, new_run: Make, id
         flags = (*place, *TINY, *(PATIENT if idle else IMPATIENT), f"--ppo.iterations={STEPS}")
         driver = start_struck(run, [WAITING] if idle else [], flags)
         wait_for(lambda: notes(run, "struck") if idle else len(notes(run, "consumed")) > 3)
-        nodes.add(cpus=2)
+        nodes.add(cpus=2, waits=False)  # seconds, in which the run would end
         kill(first)
         assert driver.wait(timeout=240) == 0, (run / "log").read_text()[-3000:]
         check(run, STEPS)

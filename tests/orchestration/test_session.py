@@ -35,7 +35,7 @@ from ray._private import services
 from rlhf_ray.orchestration.session import join_session
 
 def found():  # not what else is up on this machine
-    return {sys.argv[1]}
+    return set(sys.argv[1:])
 found.cache_clear = lambda: None
 services.find_gcs_addresses, services.find_bootstrap_address = found, lambda _: None
 with join_session():
@@ -56,12 +56,20 @@ def test_a_runs_own_ray_listens_on_127_0_0_1_alone_and_is_joined() -> None:
     ) as starter:
         assert starter.stdout is not None
         address, *listening = starter.stdout.readline().split()
-        joined = subprocess.run(
-            [*run, JOINS, address], env=env, capture_output=True, text=True, check=False
-        )
+
+        def joins(*found: str, **named: str) -> subprocess.CompletedProcess[str]:
+            command = [*run, JOINS, *found]
+            return subprocess.run(
+                command, env=env | named, capture_output=True, text=True, check=False
+            )
+
+        alone, several = joins(address), joins(address, "127.0.0.1:1")
+        told = joins(address, "127.0.0.1:1", RAY_ADDRESS=address)
         starter.communicate()
     assert listening == ["127.0.0.1"]
-    assert joined.stdout.strip() == "here", joined.stderr[-2000:]
+    assert alone.stdout.strip() == "here", alone.stderr[-2000:]
+    assert "several Rays are up" in several.stderr and not several.stdout
+    assert told.stdout.strip() == "here", told.stderr[-2000:]
 
 
 def test_sigterm_does_what_the_job_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,11 @@ class Nodes:
         self._trees: list[psutil.Process] = []
         self._start(lambda: answers(port), *head, *options, **env)
 
-    def add(self, cpus: int) -> psutil.Process:
-        """One more node, once it is up."""
+    def add(self, cpus: int, *, waits: bool = True) -> psutil.Process:
+        """One more node, once it is up, or once it begins to be."""
         self._count += 1
         here = (f"--address={self._address}", f"--num-cpus={cpus}")
-        self._start(lambda: self.count(NODE) > self._count, *here)
+        self._start(lambda: not waits or self.count(NODE) > self._count, *here)
         return self._trees[-1]
 
     def count(self, kind: str) -> int:
