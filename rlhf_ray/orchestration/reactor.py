@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic functions run again
 EXPIRE_EVERY = 0.1  # seconds between looks at the deadlines
-AWAY = 1.0  # seconds between two pumps after which the driver was not looking
+AWAY = 1.0  # seconds beyond what it meant to wait after which the driver was not looking
 
 
 class Late(TimeoutError):
@@ -65,8 +65,8 @@ def ray_wait(refs: Sequence[Any], timeout: float) -> list[Any]:
 class Reactor:
     """Waits for remote calls and runs what follows from each. Clock and wait can be simulated.
 
-    Its time stands still while the driver is away (it writes a file, say): nobody is late, or
-    silent, for an answer that was not looked for.
+    Its time stands still while the driver is away (it writes a file, or was stopped): nobody is
+    late, or silent, for an answer that was not looked for.
     """
 
     def __init__(
@@ -143,20 +143,28 @@ class Reactor:
 
     def pump(self, timeout: float) -> None:
         """Serve what is ready now, else wait up to `timeout` seconds for something to be."""
-        away = self._clock() - self._left
-        self._away += away if away > AWAY else 0.0
+        self._leave_out()
         now = self.clock()
         for periodic in self._periodic:
             if now >= periodic.due:
                 periodic.due = now + periodic.seconds
                 periodic.call(now)
-        for ref in self._wait(list(self._waits), timeout):
+        self._leave_out()
+        ready = self._wait(list(self._waits), timeout)
+        self._leave_out(beyond=timeout)
+        for ref in ready:
             self._settle(ref)
-        self._left = self._clock()
 
     def oldest(self) -> list[Wait]:
         """What is waited for, longest first: where a stalled run stands."""
         return sorted(self._waits.values(), key=lambda wait: wait.since)
+
+    def _leave_out(self, *, beyond: float = 0.0) -> None:
+        """Take from the clock what has passed since the last time, if it is longer than meant."""
+        now = self._clock()
+        away = now - self._left - beyond
+        self._away += away if away > AWAY else 0.0
+        self._left = now
 
     def _settle(self, ref: Any) -> None:
         wait = self._waits.pop(ref, None)

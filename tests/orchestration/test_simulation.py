@@ -174,6 +174,28 @@ def test_nobody_is_silent_for_a_driver_that_did_not_listen() -> None:
     assert started.pool.restarts == 0
 
 
+@pytest.mark.parametrize("stopped", ["while it waits", "in a callback"])
+def test_nobody_is_silent_for_a_driver_that_was_stopped(stopped: str) -> None:
+    started = Started(Scenario(generators=3))
+    world, reactor = started.world, started.run.reactor
+    started.run.rollouts.request(0)
+    started.until(lambda: held(started) > 0)
+    if stopped == "while it waits":
+        wait = reactor._wait
+
+        def stopped_once(refs: list, timeout: float) -> list:
+            reactor._wait = wait
+            world.away(60.0)
+            return []  # Ray's own deadline passed meanwhile
+
+        reactor._wait = stopped_once
+    else:
+        ref = world.later(0.1, None)
+        reactor.when(ref, lambda _: world.away(60.0), who="a disk", what="a line", timeout=9)
+    started.run._check(0, started.run.rollouts.take(0))
+    assert started.pool.restarts == 0
+
+
 def test_where_there_is_no_room_for_the_first_the_run_ends_and_says_so(monkeypatch) -> None:
     monkeypatch.setattr(SimGenerator, "ready", lambda made: made._world.later(NEVER))
     monkeypatch.setattr(SimGenerator, "lacking", lambda made: "it needs 2 CPUs, and none is free")
