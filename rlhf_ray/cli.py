@@ -49,8 +49,17 @@ def parse(argv: Sequence[str], *, prog: str, description: str) -> Command:
 def parse_resumable(
     argv: Sequence[str], *, prog: str, description: str, base: Config | None = None
 ) -> Resumable:
-    """The same with `--resume` and its like. base: what flags override where no recipe is given."""
-    return _parse(Resumable, argv, prog=prog, description=description, base=base)
+    """The same with `--resume` and its like. base: what flags override where no recipe is given.
+
+    Raises ValueError for one of them beside `--run.overwrite`.
+    """
+    command = _parse(Resumable, argv, prog=prog, description=description, base=base)
+    if command.config.run.overwrite and (command.resume or command.resume_if_begun):
+        asked = "--resume" if command.resume else "--resume-if-begun"
+        raise ValueError(
+            f"{asked} goes on with the run that is there, and --run.overwrite discards it: give one"
+        )
+    return command
 
 
 def _parse(

@@ -47,6 +47,8 @@ ABOVE = {
 }  # fmt: skip
 MOST = {
     1: ("sft.warmup", "rm.warmup", "ppo.gamma", "ppo.lam", "ppo.clip_low"),
+    2**12: ("ppo.samples",),  # of a rollout's id (data.ids)
+    2**19 - 1: ("ppo.iterations",),
     2**63 - 1: ("run.seed",),
 }
 BELOW = {

@@ -35,6 +35,13 @@ def test_defaults_are_the_class_defaults():
     assert _parse().config == Config()
 
 
+@pytest.mark.parametrize("goes_on", ["--resume", "--resume-if-begun"])
+def test_a_run_is_gone_on_with_or_overwritten(goes_on: str) -> None:
+    assert _parse("--run.overwrite").config.run.overwrite
+    with pytest.raises(ValueError, match=f"{goes_on} goes on .* --run.overwrite discards it"):
+        _parse(goes_on, "--run.overwrite")
+
+
 def test_flags_override_the_recipe_which_overrides_the_defaults(tmp_path):
     recipe = _recipe(tmp_path, "ppo: {kl_coef: 0.2, lam: 0.9}\nrun: {name: x}\n")
     config = _parse("--recipe", str(recipe), "--ppo.kl-coef", "0.3").config

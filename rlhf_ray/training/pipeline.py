@@ -88,10 +88,16 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
 def train_phase(config: Config, phase: Literal["sft", "rm"], console: Console) -> tuple[Path, Row]:
     """One supervised phase alone: the directory of its model, and its last row of metrics.
 
-    Raises ValueError where the directory holds a model already, or there is nothing to start from.
+    Raises ValueError where the directory holds a model already, or there is nothing to start from,
+    or a PPO run would go on with another model than it began with.
     """
     alone = {"sft": _sft_alone, "rm": _reward_alone}[phase]
     with owned(config.dir):
+        if (config.dir / "checkpoints").is_dir():
+            raise ValueError(
+                f"{config.dir} holds a PPO run, which goes on with the models that it began with: "
+                f"give another --run.name, or begin all anew with jobs/ppo.py --run.overwrite"
+            )
         return alone(_resolved(config, console), console)
 
 

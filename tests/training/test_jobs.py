@@ -31,6 +31,16 @@ def test_sft_then_rm(ray_address: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "holds the model of an earlier run: give another --run.name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["sft", "rm"])
+def test_the_models_of_a_ppo_run_stay(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "begun/checkpoints").mkdir(parents=True)
+    run = (f"--run.root={tmp_path}", "--run.name=begun", "--run.overwrite")
+    assert job_here(name, *run) == 2
+    assert "holds a PPO run, which goes on with the models" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
