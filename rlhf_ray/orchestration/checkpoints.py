@@ -83,7 +83,8 @@ class CheckpointStore:
         """The newest checkpoint that is whole; None where none has been written yet.
 
         Damaged ones are named in the log, passed over. Raises ValueError where all are: to begin
-        again would give up the steps that they stood for, and the record of those.
+        again would give up the steps that they stood for, and the record of those. Raises OSError
+        for one that cannot be read: were it passed over, the next to be written would remove it.
         """
         faults: dict[Path, str] = {}
         for path in sorted(self._paths(), key=_step, reverse=True):
@@ -126,8 +127,13 @@ class CheckpointStore:
             for name, expected in manifest.items():
                 if _fingerprint(path / name) != expected:
                     return f"{name} is not what was written"
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             return str(error)
+        except OSError as error:  # of a disk or a mount: it may be whole
+            raise OSError(
+                f"checkpoint {path} cannot be read ({error}): mend that, or move it elsewhere to "
+                f"go on from the one before it"
+            ) from error
         return None
 
     def _prune(self, step: int) -> None:

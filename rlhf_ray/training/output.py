@@ -1,6 +1,5 @@
 """Directories that are there whole or not at all."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,12 @@ from rlhf_ray.files import sync
 def written_aside(out_dir: str | Path) -> Iterator[Path]:
     """A directory beside `out_dir` to write to; it takes its place when the block ends well.
 
-    What was at `out_dir` stays until then. All is on the disk before the name changes.
+    What was at `out_dir` stays until then, but for the moment between two renames. All is on the
+    disk before the name changes. One process at a time writes there: what a killed one left beside
+    it is removed.
     """
     out_dir = Path(out_dir).absolute()
-    aside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+    aside = out_dir.with_name(f".{out_dir.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -30,7 +31,7 @@ def written_aside(out_dir: str | Path) -> Iterator[Path]:
 
 def _replace(aside: Path, out_dir: Path) -> None:
     """A directory cannot be renamed over a full one: the old one steps aside first."""
-    old = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+    old = out_dir.with_name(f".{out_dir.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out_dir.exists():
         out_dir.rename(old)

@@ -139,6 +139,20 @@ def test_where_none_is_whole_nobody_begins_again_unasked(
     assert disk.names() == there and disk.log == [], "there is none before them to be used"
 
 
+def test_one_that_cannot_be_read_is_not_passed_over(disk: Disk) -> None:
+    """As a mount that is away for a moment: by a link to itself, which nobody can open."""
+    disk.write(5)
+    weights = disk.write(10) / "learner/rank-0/weights.bin"
+    weights.rename(weights.with_suffix(".kept"))
+    weights.symlink_to(weights.name)
+    with pytest.raises(OSError, match=r"step-000010 cannot be read .*move it elsewhere"):
+        disk.store.latest()
+    weights.unlink()
+    weights.with_suffix(".kept").rename(weights)
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 10
+
+
 def test_a_run_killed_before_its_first_one_was_complete_has_none(disk: Disk) -> None:
     (disk.directory / ".step-000005.partial" / "learner").mkdir(parents=True)
     assert disk.store.latest() is None and disk.log == []
