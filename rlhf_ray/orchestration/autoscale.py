@@ -10,7 +10,8 @@ w = seconds that the learners waited in an iteration, s = seconds of the iterati
 A change wants `patience` iterations in a row that say the same, measured since the last change, so
 one slow batch moves nothing, and the gap between the two limits keeps it from swinging. A growth
 that did not shorten the wait by a third of what more generators should (they share the cores, or
-the longest response decides) is taken back, and not tried again for a while.
+the longest response decides) is taken back, and not tried again for a while; so is one whose
+generators found no room, or did not start, in a quarter of an hour.
 """
 
 import math
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 AFTER_VAIN = 50  # iterations in which a growth that was in vain is not tried again
+SHORT_FOR = 900.0  # seconds with fewer serving than wanted after which those that serve are enough
 WORTH = 1 / 3  # of the shortening that a growth should bring, the least that makes it worth it
 
 
@@ -108,6 +110,7 @@ class Autoscaler:
     _loads: list[Load] = field(default_factory=list)
     _growth: Growth | None = None
     _vain_for: int = 0
+    _short_for: float = 0.0
 
     def decide(self, current: int, load: Load) -> int:
         """How many generators to have, after an iteration with `current` of them."""
@@ -116,12 +119,20 @@ class Autoscaler:
         self._vain_for = max(0, self._vain_for - 1)
         if not self._vain_for:
             self.ceiling = None
+        self._short_for = 0.0 if load.serving >= current else self._short_for + load.seconds
+        if (
+            self._short_for > SHORT_FOR
+            and (enough := max(load.serving, self.limits.least)) < current
+        ):
+            why = f"only {load.serving} served for {self._short_for:.0f} s"
+            return self._take_back(current, enough, why)
         recent = settled(current, self._loads, self.limits)
         if len(recent) == self.limits.patience and self._growth is not None:
             growth, self._growth = self._growth, None
             if _in_vain(growth, current, recent):
-                self.ceiling, self._vain_for = growth.before, AFTER_VAIN
-                return self._change(current, growth.before, "more of them did not shorten the wait")
+                return self._take_back(
+                    current, growth.before, "more of them did not shorten the wait"
+                )
         most = self.limits.most if self.ceiling is None else max(self.limits.least, self.ceiling)
         then = wanted(current, self._loads, replace(self.limits, most=most))
         if then == current:
@@ -131,8 +142,13 @@ class Autoscaler:
         outside = not self.limits.least <= current <= self.limits.most
         return self._change(current, then, "it is asked for" if outside else _reason(recent))
 
+    def _take_back(self, current: int, then: int, why: str) -> int:
+        self.ceiling, self._vain_for, self._growth = then, AFTER_VAIN, None
+        return self._change(current, then, why)
+
     def _change(self, current: int, then: int, why: str) -> int:
         self._loads.clear()
+        self._short_for = 0.0
         self.decision = f"{current} → {then} generators: {why}"
         return then
 

@@ -76,7 +76,10 @@ class LearnerGroup:
         reactor.every(BEAT_EVERY, self._listen)
 
     def create(self) -> None:
-        """Make the actors, without waiting for them."""
+        """Make the actors once there is room for all, without waiting for them to start.
+
+        Raises ValueError where there is none in time.
+        """
         self._placement = reserve(
             self._reactor,
             [self._share.bundle()] * self._size,
@@ -109,7 +112,15 @@ class LearnerGroup:
 
     def wait_started(self) -> None:
         """Return when every rank has its model."""
-        here = self._gather(self._started, "start", self._deadlines.start)
+        try:
+            here = self._gather(self._started, "start", self._deadlines.start)
+        except LearnersLost as lost:
+            if not isinstance(lost.__cause__, Late):
+                raise
+            raise LearnersLost(
+                f"{lost}; a model that takes longer to load wants more than "
+                f"--cluster.start-timeout-s {self._deadlines.start:g}"
+            ) from lost.__cause__
         for rank, presence in zip(self._ranks, here, strict=True):
             rank.presence = presence
 

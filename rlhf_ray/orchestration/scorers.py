@@ -28,7 +28,8 @@ ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 class Scorer:
     """One scorer. Ray restarts it; a restart shows by the process that answers.
 
-    beating: a heartbeat is under way. ended: how often it was ended from here.
+    beating: a heartbeat is under way. ended: how often it was ended from here. unreached: its last
+    call did not reach it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scorer:
     presence: Presence | None = None
     starting: bool = True
     beating: bool = False
+    unreached: bool = False
 
     def heard(self, presence: Presence) -> None:
         """It answered, from this process."""
@@ -48,7 +50,7 @@ class Scorer:
             self.restarts += 1
             if not self.starting:  # else it was ended from here, and why is noted
                 self.last_error = f"process {self.presence.pid} ended"
-        self.presence, self.starting = presence, False
+        self.presence, self.starting, self.unreached = presence, False, False
 
     def restart(self, why: str) -> None:
         """End its process; Ray makes another, and does what it owed again."""
@@ -126,7 +128,10 @@ class ScorerPools:
         )
         error = error_of(outcomes)
         if isinstance(error, Late):
-            raise TimeoutError(f"{error}: {room_for([self._share.bundle()])}") from error
+            raise TimeoutError(
+                f"{error}: {room_for([self._share.bundle()])}; a model that takes longer to load "
+                f"wants more than --cluster.start-timeout-s {timeout:g}"
+            ) from error
         if error is not None:
             raise error
         for scorer, outcome in zip(scorers, outcomes, strict=True):
@@ -200,12 +205,14 @@ class ScorerPools:
         tries: int = RETRIES,
         began: float | None = None,
     ) -> None:
-        """Have the least busy scorer of a role score; one that says nothing is started anew.
+        """Have the least busy scorer of a role score, if possible one that the last call reached.
+
+        One that says nothing is started anew.
 
         One that died with its node is unreachable until Ray has seen that. Ray's own retries may
         all be over by then.
         """
-        scorer = min(self._pools[role], key=lambda scorer: scorer.work)
+        scorer = min(self._pools[role], key=lambda scorer: (scorer.unreached, scorer.work))
         began = self._reactor.clock() if began is None else began
         columns, answer = scorer.actor.score.options(num_returns=2).remote(*args)
         scorer.work, ended = scorer.work + 1, scorer.ended
@@ -216,7 +223,8 @@ class ScorerPools:
                 self._give_up_on(scorer, ended, outcome.error)
                 self._score(role, args, what, timeout, then, tries - 1)
                 return
-            if isinstance(outcome.error, ActorUnavailableError) and self._may_ask_again(began):
+            scorer.unreached = isinstance(outcome.error, ActorUnavailableError)
+            if scorer.unreached and self._may_ask_again(began):
                 self._unreached.append(
                     partial(self._score, role, args, what, timeout, then, tries, began)
                 )

@@ -47,6 +47,22 @@ def test_iterations_in_which_some_were_still_starting_say_nothing() -> None:
     assert wanted(4, starting + loads(3, waited=0.8, idle=0.0, serving=4), LIMITS) > 4
 
 
+def test_generators_that_find_no_room_are_not_waited_for_for_ever() -> None:
+    auto = Autoscaler(LIMITS)
+    (short,) = loads(1, waited=0.8, idle=0.0, serving=3)  # 100 s
+    assert [auto.decide(4, short) for _ in range(10)] == [4] * 9 + [3]
+    assert auto.decision == "4 → 3 generators: only 3 served for 1000 s"
+    (all_serve,) = loads(1, waited=0.8, idle=0.0, serving=3)
+    assert {auto.decide(3, all_serve) for _ in range(AFTER_VAIN - 1)} == {3}
+    assert max(auto.decide(3, all_serve) for _ in range(2)) > 3
+
+
+def test_the_fewest_that_are_asked_for_are_waited_for() -> None:
+    auto = Autoscaler(Limits(least=2, most=4))
+    (short,) = loads(1, waited=0.8, idle=0.0, serving=1)
+    assert {auto.decide(2, short) for _ in range(30)} == {2}
+
+
 @pytest.mark.parametrize(("current", "then"), [(40, 16), (0, 1)])
 def test_the_limits_hold_at_once(current: int, then: int) -> None:
     assert wanted(current, [], LIMITS) == then

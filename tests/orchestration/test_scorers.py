@@ -40,20 +40,42 @@ class OnceStuck:
         return shard[0], present()
 
 
+class LoadsForEver(OnceStuck):
+    """A model that takes longer to load than a test."""
+
+    def ready(self) -> Presence:
+        time.sleep(600)
+        return present()
+
+
+def pools_of(reactor: Reactor, path: Path, run: str, log: list[str]) -> ScorerPools:
+    return ScorerPools(
+        reactor,
+        ScorerSpec(str(path), Reward(), "float32", 1.0, False),
+        Share(0.0, 0.0),
+        count=1,
+        threads=2,
+        run=run,
+        silent_after=60.0,
+        log=log.append,
+    )
+
+
+def test_one_that_loads_for_long_names_the_setting(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, LoadsForEver))
+    pools = pools_of(Reactor(), tmp_path / "begun", "slow", [])
+    try:
+        with pytest.raises(TimeoutError, match=r"longer to load .* --cluster.start-timeout-s 1$"):
+            pools.wait_ready(1.0)
+    finally:
+        pools.shutdown()
+
+
 @pytest.mark.slow
 def test_one_process_that_hangs_in_all_of_its_shards_is_ended_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, OnceStuck))
     log: list[str] = []
-    pools = ScorerPools(
-        reactor := Reactor(),
-        ScorerSpec(str(tmp_path / "begun"), Reward(), "float32", 1.0, False),
-        Share(0.0, 0.0),
-        count=1,
-        threads=2,
-        run="stuck",
-        silent_after=60.0,
-        log=log.append,
-    )
+    pools = pools_of(reactor := Reactor(), tmp_path / "begun", "stuck", log)
     try:
         pools.wait_ready(60.0)
         done: list[Exception | None] = []
