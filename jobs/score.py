@@ -29,6 +29,7 @@ from rlhf_ray import cli
 from rlhf_ray.data.faults import BadRows, OnBadRow, RowFault, skipped
 from rlhf_ray.data.samples import load_samples
 from rlhf_ray.data.texts import Text, TextSet, as_read, load_texts
+from rlhf_ray.files import replacing
 from rlhf_ray.models.ensemble import first_member
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import write_calibration
@@ -95,7 +96,7 @@ def main() -> int:
     pairs = read(tokenizer, options)
     if options.out is None:
         return write(scorer, pairs, options, sys.stdout)
-    with options.out.open("w", encoding="utf-8") as file:
+    with replacing(options.out) as aside, aside.open("w", encoding="utf-8") as file:
         return write(scorer, pairs, options, file)
 
 

@@ -28,6 +28,7 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
+from rlhf_ray.files import replacing
 from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import studies
@@ -156,7 +157,9 @@ def strength_of(
     for member in range(config.strength.models):
         file = place / f"member-{member}.npy"
         if not file.is_file():
-            np.save(file, list(member_scores(noisy, base, member))[-1]["scores"])
+            found = list(member_scores(noisy, base, member))[-1]["scores"]
+            with replacing(file) as aside, aside.open("wb") as whole:
+                np.save(whole, found)
             print(f"strength: model {member + 1} of {config.strength.models}", flush=True)
         scores.append(np.load(file))
     return strengths(lists, scores)

@@ -13,9 +13,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes its place when the block ends well.
 
     What was at `path` stays until then; what takes its place is on the disk. The directory is made
-    where it is missing.
+    where it is missing. What is no file, a device or a pipe, is written to itself.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -29,3 +29,8 @@ def test_it_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     write_json(path, {"名": [1, 2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"名": [1, 2]}
+
+
+def test_a_device_is_written_to_and_stays_one() -> None:
+    write_text("/dev/null", "nothing")
+    assert Path("/dev/null").is_char_device()

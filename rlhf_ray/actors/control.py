@@ -123,10 +123,23 @@ def create_control(run: str, generators: int) -> ray.actor.ActorHandle:
     try:
         return actor.remote(generators)
     except ValueError:
-        raise ValueError(
-            f"a run named {run!r} is alive on this cluster: stop it (jobs/stop.py --run {run}), "
-            f"or choose another name with --run.name"
-        ) from None
+        raise ValueError(_is_alive(run)) from None
+
+
+def refuse_namesake(run: str) -> None:
+    """Raise ValueError where a run of this name is alive: early, before hours of training."""
+    try:
+        ray.get_actor(control_name(run), namespace=NAMESPACE)
+    except ValueError:  # Ray knows none
+        return
+    raise ValueError(_is_alive(run))
+
+
+def _is_alive(run: str) -> str:
+    return (
+        f"a run named {run!r} is alive on this cluster: stop it (jobs/stop.py --run {run}), "
+        f"or choose another name with --run.name"
+    )
 
 
 def find_control(run: str) -> ray.actor.ActorHandle:

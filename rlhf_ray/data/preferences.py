@@ -18,6 +18,7 @@ from rlhf_ray.data.preference_formats import PROMPT, Parsed, parse_cells, parse_
 from rlhf_ray.data.preference_split import leaks, split_lists
 from rlhf_ray.data.ranked_list import PreferenceSet, RankedList, has_pair
 from rlhf_ray.data.rows import SUFFIXES, Row, on_disk, read_rows
+from rlhf_ray.files import replacing
 
 __all__ = [
     "PreferenceSet",
@@ -122,7 +123,8 @@ def _write(path: str | Path, lines: list[str]) -> None:
     content = "".join(f"{line}\n" for line in lines)
     # A reader drops one byte-order mark; a text that begins with that character keeps its own.
     mark = "\ufeff" if content.startswith("\ufeff") else ""
-    Path(path).write_bytes((mark + content).encode("utf-8"))
+    with replacing(path) as aside:
+        aside.write_bytes((mark + content).encode("utf-8"))
 
 
 def _lists_of(name: str, bad: BadRows, parse: Callable[[Row], Parsed]) -> Iterator[RankedList]:

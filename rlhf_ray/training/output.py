@@ -24,13 +24,15 @@ def written_aside(out_dir: str | Path) -> Iterator[Path]:
         yield aside
         for path in (aside, *aside.rglob("*")):
             sync(path)
-        _replace(aside, out_dir)
+        replace_directory(aside, out_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _replace(aside: Path, out_dir: Path) -> None:
-    """A directory cannot be renamed over a full one: the old one steps aside first."""
+def replace_directory(aside: Path, out_dir: Path) -> None:
+    """`aside` takes the place of `out_dir`. The old one steps aside first: a directory cannot be
+    renamed over a full one.
+    """
     old = out_dir.with_name(f".{out_dir.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out_dir.exists():

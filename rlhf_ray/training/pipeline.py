@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from rlhf_ray.actors.control import refuse_namesake
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.files import write_json, write_text
@@ -62,6 +63,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
         config = _resolved(config, console)
         preflight(config)
         with ray_session(), PssSampler(_processes()) as memory:
+            refuse_namesake(config.run.name)
             plan = plan_here(config)
             for line in plan.lines():
                 console.note(line)

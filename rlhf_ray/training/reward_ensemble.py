@@ -17,6 +17,7 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import Calibration, calibrate
 from rlhf_ray.orchestration.phases import run_phases, set_up
 from rlhf_ray.orchestration.plan import Plan
+from rlhf_ray.training.output import replace_directory
 from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_evaluation import judge
 from rlhf_ray.training.reward_model import (
@@ -57,9 +58,7 @@ def train_ensemble(
         latest[place] = row
         yield together(row, latest, len(calls))
     verdict = _finish(config, aside)
-    if out.exists():
-        shutil.rmtree(out)
-    aside.rename(out)
+    replace_directory(aside, out)
     last = together(row, latest, len(calls)) if row else {"step": 1, "total": 1}
     yield last | verdict | {"done": True}
 

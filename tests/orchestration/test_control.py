@@ -1,6 +1,9 @@
 """Asking a run's control actor by the run's name: what cannot be answered says why."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -10,6 +13,7 @@ from ray.exceptions import ActorUnavailableError
 
 from rlhf_ray.actors import control
 from rlhf_ray.actors.control import ask, create_control
+from tests.running.jobs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +27,15 @@ def alive(joined: None) -> Iterator[str]:
 def test_a_second_run_of_a_name_is_refused(alive: str) -> None:
     with pytest.raises(ValueError, match="a run named 'alive' is alive on this cluster: stop it"):
         create_control(alive, 1)
+
+
+def test_it_is_refused_before_anything_is_trained(alive: str, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "jobs/ppo.py", f"--run.root={tmp_path}"]
+    command += [f"--run.name={alive}", "--model.layers=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "a run named 'alive' is alive on this cluster: stop it" in done.stderr
+    assert not (tmp_path / alive / "metrics.jsonl").exists()
 
 
 def test_a_run_that_is_not_there_is_named_beside_those_that_are(alive: str) -> None:
