@@ -54,7 +54,7 @@ test: check ## check, then the tests (12 minutes on 2 cores at most)
 	$(PYTEST) $(ARGS)
 
 test-all: check ## the long form: slow tests too (about an hour on 2 cores)
-	$(PYTEST) -m "not gpu and not short" --durations=30 $(ARGS)
+	$(PYTEST) -m "not short" --durations=30 $(ARGS)
 
 bench: install ## speed of the full loop on random prompts: ARGS="--model runs/demo/sft"
 	@$(BIN)/python jobs/bench_ppo.py $(ARGS)

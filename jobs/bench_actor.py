@@ -181,6 +181,7 @@ def run(options: Options) -> dict[str, Any]:
         max_model_len=max(128, options.prompt_len + options.response),
         max_in_flight=options.batch,
         run_seed=0,
+        start_timeout=300.0,
     )
     environment = {"env_vars": BACKENDS[spec.backend].environment(options.threads)}
     bare = ray.remote(Bare).options(num_cpus=0, runtime_env=environment).remote(spec)

@@ -61,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, after_interrupt="nothing is left behind; go on with --resume")
+    cli.run(main, after_interrupt="nothing is left behind")

@@ -33,6 +33,7 @@ from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import studies
 from rlhf_ray.training.cleaning import Limits, clean
+from rlhf_ray.training.ownership import owned
 from rlhf_ray.training.reward_model import Split, load_split
 from rlhf_ray.training.sft import train_sft
 from rlhf_ray.training.strength import PairStrength, member_scores, strengths
@@ -252,9 +253,10 @@ def main() -> int:
     if named not in STUDIES:
         raise ValueError(f"say which study: one of {', '.join(STUDIES)} (now {named!r})")
     options = parse(sys.argv[2:])
-    studies.keep_settings(options.out, deciding(options))
     set_up_torch()  # as in the workers of a run
-    page = STUDIES[named](options)
+    with owned(options.out, or_else="or give another --out"):
+        studies.keep_settings(options.out, deciding(options))
+        page = STUDIES[named](options)
     settings = json.dumps(studies.settings_of(options.config), indent=1)
     path = studies.written(
         options.out / f"{named}.md", f"Study: {named}", page, f"```json\n{settings}\n```"

@@ -466,7 +466,8 @@ class Cluster:
     learners: int = 1
     """Ranks of the learner group."""
     threads: int | None = None
-    """Threads of each compute role. None: the node's cores (roles alternate, so they share)."""
+    """Threads of each compute role (learner ranks share them, a scorer has half). None: the cores
+    of the smallest node: roles alternate, so each may have them all."""
     scorers: int = 1
     """Scorer actors of each kind: reference and reward."""
     generator_cpus: float = 0.5
@@ -499,7 +500,8 @@ class Cluster:
     shard_timeout_s: float = 600.0
     """Deadline of one shard: of a generator, from lease to commit; then of each scorer."""
     update_timeout_s: float = 3600.0
-    """Deadline of one update of the learners, and of writing or reading their state."""
+    """Deadline of one update of the learners, and of whatever else they do: fetching rollouts,
+    making a version, writing or reading their state."""
     heartbeat_timeout_s: float = 20.0
     """A generator silent for this long is taken for wedged; a learner or scorer silent for three
     times as long, for dead."""

@@ -12,13 +12,16 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes its place when the block ends well.
 
-    What was at `path` stays until then; what takes its place is on the disk. The directory is made
-    where it is missing. What is no file, a device or a pipe, is written to itself.
+    What was at `path` stays until then. What takes its place is on the disk before: after a power
+    cut the one or the other is there, whole. The directory is made where it is missing. A link
+    stays one, to a new file. What is no file, a device or a pipe, is written to itself.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path
         return
+    if path.is_symlink():  # as /dev/stdout is, where that goes to a file
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -293,6 +293,25 @@ def _options(section: type, path: str = "") -> Iterator[tuple[str, str]]:
             yield flag, " ".join(documented[field.name].split()[:4])
 
 
+FLAG = re.compile(
+    r"--(?:run|data|model|sft|rm|strength|reward|rollout|ppo|cluster|checkpoint|evaluate)"
+    r"(?:\.[a-z0-9]+(?:-[a-z0-9]+)*)+"
+)
+TEXTS = [*(ROOT / "rlhf_ray").rglob("*.py"), *(ROOT / "jobs").rglob("*.py"), ROOT / "README.md"]
+TEXTS += [*(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").rglob("*.y*ml")]
+
+
+def test_every_flag_that_we_name_is_one():
+    """In messages and pages."""
+    # What a recipe alone may list is named by errors about it; the last is Alertmanager's.
+    flags = {"--reward.sources", "--reward.sources.model", "--reward.sources.classifier"}
+    flags |= {"--cluster.listen-address"}
+    flags |= {flag for flag, _ in _options(Config)}
+    found = [(flag, path.name) for path in TEXTS for flag in FLAG.findall(path.read_text())]
+    assert len(found) > 100
+    assert not {one for one in found if one[0].replace(".no-", ".") not in flags}
+
+
 def test_help_documents_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         _parse("--help")

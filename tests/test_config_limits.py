@@ -84,6 +84,8 @@ def test_every_float_is_finite_unless_the_table_says_otherwise(name):
         ("rm.meta.eta", -1.0, "--rm.meta.eta is -1.0; it must be at least 0"),
         ("rm.meta.prompts", 0, "--rm.meta.prompts is 0; it must be at least 1"),
         ("reward.sources.timeout_s", 0.0, "--reward.sources.0.timeout-s is 0.0; it must be above"),
+        ("ppo.samples", 2**12 + 1, "--ppo.samples is 4097; it must be at most 4096"),
+        ("ppo.iterations", 2**19, "--ppo.iterations is 524288; it must be at most 524287"),
         ("ppo.kl_limit", -1.0, "--ppo.kl-limit is -1.0; it must be above 0"),
         ("ppo.lr", math.inf, "--ppo.lr is inf; it must be a finite number"),
         ("ppo.kl_coef", math.inf, "--ppo.kl-coef is inf; it must be a finite number"),
@@ -103,6 +105,8 @@ def test_a_senseless_number_is_named_with_its_flag(name, value, expected):
         ("rm.warmup", 1.0),
         ("ppo.clip_high", math.inf),
         ("ppo.lr", 10**400),
+        ("ppo.samples", 2**12),
+        ("ppo.iterations", 2**19 - 1),
     ],
 )
 def test_what_may_have_its_use_is_let_through(name, value):

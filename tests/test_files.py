@@ -34,3 +34,13 @@ def test_it_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
 def test_a_device_is_written_to_and_stays_one() -> None:
     write_text("/dev/null", "nothing")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "a.txt", tmp_path / "far" / "b.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "far"]

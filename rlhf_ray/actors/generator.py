@@ -25,12 +25,16 @@ from rlhf_ray.weights.paths import PATHS
 # the version before, in bfloat16, where an update moved the policy by more than this.
 PROBE_TOLERANCE = {"float32": 5e-3, "bfloat16": 0.06}
 UNLOADED = Version(0, 0)  # what an engine starts from; it serves nothing before its first load
+PULL_SHARE = 0.8  # of what a load may take: the rest is for what follows, and to say who was late
 LAST_WORDS = 1.0  # seconds that a failing engine's error has to reach its callers
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpec:
-    """What a generator is made of; the same for all of a run."""
+    """What a generator is made of; the same for all of a run.
+
+    start_timeout: seconds after which the driver no longer waits for a load.
+    """
 
     backend: str
     model_path: str
@@ -40,6 +44,7 @@ class GeneratorSpec:
     max_model_len: int
     max_in_flight: int
     run_seed: int
+    start_timeout: float
     trust_remote_code: bool = False
     run: str = ""
     tensor_parallel: int = 1
@@ -118,7 +123,9 @@ class GeneratorActor:
     def load(self, manifest: Manifest, refs: list[ray.ObjectRef]) -> Version:
         """Fetch a version, verify it, load it between two steps, and reproduce its probes."""
         began = time.monotonic()
-        load_into = PATHS[self.spec.weights_by].take(manifest, refs)
+        spec = self.spec
+        take = PATHS[spec.weights_by].take
+        load_into = take(manifest, refs, timeout=PULL_SHARE * spec.start_timeout)
 
         def load(engine: Generator) -> None:
             load_into(engine)

@@ -1,9 +1,9 @@
 """One rank of the learner group: fetches rollouts, updates with the other ranks, packs versions."""
 
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 from ray.exceptions import ObjectLostError
+from torch.distributed import TCPStore
 
 from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.tables import fetch, gone, without_singles
@@ -24,6 +25,8 @@ from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe
 from rlhf_ray.weights.paths import PATHS
+
+TO_MEET = timedelta(minutes=30)  # longer than the driver waits: its word is the better one
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class LearnerActor:
 
     def __init__(self, rank: int, world: int, spec: LearnerSpec) -> None:
         self._rank, self._world, self._spec = rank, world, spec
+        self._meeting: TCPStore | None = None
         self._offer: Offer | None = None
         self._table: pa.Table | None = None
         self._fetch_seconds = 0.0
@@ -60,14 +64,15 @@ class LearnerActor:
         return present()
 
     @ray.method(concurrency_group=LIVENESS)
-    def address(self) -> str:
-        """Where rank 0's rendezvous is to be. Rank 0 alone."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+    def address(self) -> tuple[str, int] | None:
+        """Host and port at which the ranks meet, taken from now on; None for one. Rank 0 alone."""
+        if self._world == 1:
+            return None
+        self._meeting = self._meet(ray.util.get_node_ip_address(), 0, here=True)
+        return self._meeting.host, self._meeting.port
 
-    def start(self, address: str) -> Presence:
-        """Join the group and build the learner."""
+    def start(self, address: tuple[str, int] | None) -> Presence:
+        """Join the group and build the learner. address: rank 0's."""
         spec = self._spec
         device = this_device()
         dtype = compute_dtype(spec.dtype, device)
@@ -76,8 +81,9 @@ class LearnerActor:
         on_gpu = device.type == "cuda"
         set_up_torch(deterministic=exact or not on_gpu, strict=exact and on_gpu)
         group = Group(device)
-        if self._world > 1:
-            group = Group.join(rank=self._rank, size=self._world, address=address, device=device)
+        if address is not None:
+            store = self._meeting or self._meet(*address)
+            group = Group.join(store, rank=self._rank, size=self._world, device=device)
         self._learner: PPOLearner = build_learner(
             spec.policy_path,
             settings=spec.ppo,
@@ -160,6 +166,11 @@ class LearnerActor:
     def save_policy(self, directory: str) -> None:
         """Rank 0 writes the policy as a plain transformers directory."""
         self._learner.save_policy(Path(directory))
+
+    def _meet(self, host: str, port: int, *, here: bool = False) -> TCPStore:
+        return TCPStore(
+            host, port, self._world, is_master=here, timeout=TO_MEET, wait_for_workers=False
+        )
 
     def _release(self) -> None:
         """Give the GPU's memory that no tensor lies in back, where others wait for it."""

@@ -30,8 +30,8 @@ class Group:
     mesh: DeviceMesh | None = None
 
     @classmethod
-    def join(cls, *, rank: int, size: int, address: str, device: torch.device) -> "Group":
-        """Meet the other ranks at `address` (tcp://host:port); gloo on CPUs, NCCL on GPUs.
+    def join(cls, store: dist.Store, *, rank: int, size: int, device: torch.device) -> "Group":
+        """Meet the other ranks by way of `store`; gloo on CPUs, NCCL on GPUs.
 
         device: a GPU has an index (`this_device`).
         """
@@ -39,7 +39,7 @@ class Group:
             torch.cuda.set_device(device)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=address,
+            store=store,
             rank=rank,
             world_size=size,
         )

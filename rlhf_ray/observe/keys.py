@@ -103,7 +103,7 @@ KEYS: dict[str, Metric] = {
     "heldout/calibration_error": Metric("fraction", "calibration error of σ(gap)", phases=_RM),
     # Live, on the metrics port alone
     "progress/step": Metric("steps", "steps of the phase that are done", phases=_ALL, live=True),
-    "progress/of": Metric("steps", "steps that the phase is to have", phases=_ALL, live=True),
+    "progress/of": Metric("steps", "iterations that the run is to have", live=True),
     "progress/not_finite": Metric(
         "values", "values of the last row that were NaN or infinite", phases=_ALL, live=True
     ),

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class RunLog:
         self._boards: dict[str, EventFileWriter] = {}
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
+        self._make_boards(read_metrics(self._dir))  # a killed process may have left less there
 
     def write(self, phase: Phase, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row. A value that is not finite is written as null.
@@ -85,10 +86,12 @@ class RunLog:
         self._close_files()
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        shutil.rmtree(self._dir / "tb", ignore_errors=True)
-        for row in kept:
-            self._to_board(row)
+        self._make_boards(kept)
         return len(rows) - len(kept)
+
+    def sync(self) -> None:
+        """Return when every row is on the disk: before a checkpoint is, to which they belong."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close everything; TensorBoard's writer holds rows back until it is flushed or closed."""
@@ -107,6 +110,11 @@ class RunLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _make_boards(self, rows: Iterable[Row]) -> None:
+        shutil.rmtree(self._dir / "tb", ignore_errors=True)
+        for row in rows:
+            self._to_board(row)
 
     def _to_board(self, row: Row) -> None:
         phase = row["phase"]

@@ -65,21 +65,32 @@ class MLflow:
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], *, uri: str | None) -> None:
         import mlflow
-        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
 
         os.environ.update(MLFLOW_PATIENCE | os.environ)
         self._client = mlflow.MlflowClient(tracking_uri=uri)
+        try:
+            self._id = self._begin(run_dir.name, config)
+        except MlflowException as error:
+            raise OSError(
+                f"MLflow at {uri or mlflow.get_tracking_uri()} takes no run ({error}): mend that, "
+                f"set MLFLOW_TRACKING_URI, or leave --run.tracker out"
+            ) from error
+
+    def _begin(self, name: str, config: Mapping[str, Any]) -> str:
+        from mlflow.entities import Param
+
         known = self._client.get_experiment_by_name("rlhf_ray")
         experiment = known.experiment_id if known else self._client.create_experiment("rlhf_ray")
-        run = self._client.create_run(experiment, run_name=run_dir.name)
-        self._id = run.info.run_id
+        run = self._client.create_run(experiment, run_name=name).info.run_id
         params = [
             Param(f"{section}.{name}", str(value))
             for section, values in config.items()
             for name, value in values.items()
         ]
         for start in range(0, len(params), MLFLOW_PARAMS):
-            self._client.log_batch(self._id, params=params[start : start + MLFLOW_PARAMS])
+            self._client.log_batch(run, params=params[start : start + MLFLOW_PARAMS])
+        return run
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
         """One row, in one request: the driver's loop waits for it. A failure is a warning."""
@@ -121,7 +132,7 @@ TRACKERS = {
 def open_tracker(name: str | None, run_dir: Path, config: Mapping[str, Any]) -> Tracker | None:
     """The tracker of this name; None for None.
 
-    Raises ValueError where its package is not installed.
+    Raises ValueError where its package is not installed, OSError where MLflow does not answer.
     """
     if name is None:
         return None

@@ -130,10 +130,7 @@ class CheckpointStore:
         except (FileNotFoundError, ValueError) as error:
             return str(error)
         except OSError as error:  # of a disk or a mount: it may be whole
-            raise OSError(
-                f"checkpoint {path} cannot be read ({error}): mend that, or move it elsewhere to "
-                f"go on from the one before it"
-            ) from error
+            raise _unreadable(path, error) from error
         return None
 
     def _prune(self, step: int) -> None:
@@ -162,8 +159,17 @@ def _meta(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; nothing where it is damaged."""
     try:
         return json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
+    except OSError as error:  # it may be the best, which is not to be removed
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"checkpoint {path} cannot be read ({error}): mend that, or move it elsewhere to go on "
+        f"without it"
+    )
 
 
 def _files(directory: Path) -> Iterator[Path]:

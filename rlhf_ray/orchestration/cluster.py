@@ -289,6 +289,7 @@ class Cluster:
             spawn=spawner(spec, plan.generator, threads=plan.threads, run=config.run.name),
             order_of=self.rollouts.order_of,
             on_commit=self.rollouts.on_commit,
+            on_gone=self.learners.gone,
             settings=settings,
             log=self._log,
         )

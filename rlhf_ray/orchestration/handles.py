@@ -2,14 +2,16 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from rlhf_ray.actors.generator import GeneratorActor, GeneratorSpec, Order
 from rlhf_ray.generators.registry import BACKENDS
+from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.placement import lacking, place_for, within
-from rlhf_ray.orchestration.pool import MOST_DEPTH, Published
+from rlhf_ray.orchestration.pool import MOST_DEPTH
 from rlhf_ray.orchestration.shares import Share
 
 CALLS_AT_ONCE = MOST_DEPTH + 16  # threads of an actor: shards, and heartbeats, loads, voids
@@ -26,6 +28,8 @@ class RayGenerator:
     ) -> None:
         self._group = place_for(share, born)
         environment = BACKENDS[spec.backend].environment(threads) | share.environment()
+        if not Path(spec.model_path).is_dir():
+            environment.pop("HF_HUB_OFFLINE", None)  # a name: its node may have yet to fetch it
         self._actor = (
             ray.remote(GeneratorActor)
             .options(

@@ -14,13 +14,12 @@ from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
 from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.environment import torch_environment
+from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.placement import reserve, within
-from rlhf_ray.orchestration.pool import Published
 from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
 from rlhf_ray.orchestration.shares import Share
 
 ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
-CALL_TIMEOUT = 600.0  # seconds for what is short: publish, fetch
 BEAT_EVERY = 2.0
 DEATHS = (RayActorError, OutOfMemoryError)  # the memory monitor's kill is no RayActorError
 
@@ -31,7 +30,9 @@ class LearnersLost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds. silent: a rank that did not answer for so long is taken for dead."""
+    """Seconds. update: of any call of a learner at work. silent: a rank that did not answer for so
+    long is taken for dead.
+    """
 
     start: float
     update: float
@@ -137,11 +138,11 @@ class LearnerGroup:
     def calibrate(self, mean: float, std: float) -> None:
         """Tell every rank how raw scores become rewards."""
         self._calibration = mean, std
-        self._all("calibrate", mean, std, timeout=CALL_TIMEOUT)
+        self._all("calibrate", mean, std, timeout=self._deadlines.update)
 
     def fetch(self, shards: Sequence[tuple[Any, ...]]) -> list[int]:
         """Have every rank take these shards; which of them are gone, where some are."""
-        found = self._all("fetch", list(shards), timeout=CALL_TIMEOUT)
+        found = self._all("fetch", list(shards), timeout=self._deadlines.update)
         return sorted(set().union(*found))
 
     def update(self, step: int) -> dict[str, float]:
@@ -150,13 +151,21 @@ class LearnerGroup:
 
     def publish(self, version: Version) -> Published:
         """Pack the policy's weights as `version`; they stay where rank 0 is, to be pulled."""
-        manifest = self._all("pack", version, timeout=CALL_TIMEOUT)[0]
+        manifest = self._all("pack", version, timeout=self._deadlines.update)[0]
         self.version = version
         count = len(manifest.sizes)
         # Before any other call: they may be views of what the next update changes.
         refs = self._ranks[0].actor.take_objects.options(num_returns=count).remote()
         refs = [refs] if count == 1 else refs
         return Published(version, ray.put(manifest), tuple(refs), manifest.bytes)
+
+    def gone(self, version: Version) -> None:
+        """Raise LearnersLost where nobody can load `version`, and no other would be made.
+
+        At work, they make the next one, or their own loss is heard of.
+        """
+        if version == self.version and not self._doing:
+            raise LearnersLost(f"version {version} is gone, and the learners have made no other")
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part of the state."""
@@ -191,7 +200,7 @@ class LearnerGroup:
         for rank in self._ranks:
             self._reactor.forget(rank.name)
             ray.kill(rank.actor, no_restart=True)
-        self._ranks, self._doing = [], ""
+        self._ranks, self._doing, self.version = [], "", None
         if self._placement is not None:
             ray.util.remove_placement_group(self._placement)
             self._placement = None

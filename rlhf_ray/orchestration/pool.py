@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.generator import Order, ShardMeta
+from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
 from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
@@ -23,8 +24,6 @@ BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
 VOID_TIMEOUT = 30.0
 MOST_DEPTH = 48
-
-__all__ = ["GeneratorPool", "Handle", "Member", "PoolSettings", "Published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,8 @@ class GeneratorPool:
     """All generators of a run.
 
     spawn: makes a generator and returns its handle. order_of: what it is to generate for a lease.
-    on_commit(lease, table reference, meta): a shard was committed.
+    on_commit(lease, table reference, meta): a shard was committed. on_gone(version): nobody can
+    load the current version any more.
     """
 
     def __init__(
@@ -57,11 +57,13 @@ class GeneratorPool:
         spawn: Callable[[str], Handle],
         order_of: Callable[[Lease], Order],
         on_commit: Callable[[Lease, Any, ShardMeta], None],
+        on_gone: Callable[[Version], None],
         settings: PoolSettings,
         log: Callable[[str], None],
     ) -> None:
         self._reactor, self._ledger = reactor, ledger
-        self._spawn, self._order_of, self._on_commit = spawn, order_of, on_commit
+        self._spawn, self._order_of = spawn, order_of
+        self._on_commit, self._on_gone = on_commit, on_gone
         self._settings, self._log = settings, log
         self._members: dict[str, Member] = {}
         self._published: Published | None = None
@@ -69,7 +71,7 @@ class GeneratorPool:
         self._places = Places()
         self._depth = min(settings.depth, MOST_DEPTH)
         self._born = 0
-        self._served = False
+        self._served = self._resting = False
         self.wanted = 0
         self.restarts = 0
         self.idleness = Idleness()
@@ -91,7 +93,7 @@ class GeneratorPool:
 
         One of another incarnation voids what is under way: the same rollouts are asked for again.
         """
-        before, self._published = self._published, published
+        before, self._published, self._resting = self._published, published, False
         voided = before is not None and before.version.incarnation != published.version.incarnation
         for member in self._members.values():
             if voided:
@@ -101,8 +103,13 @@ class GeneratorPool:
                 self._load(member)
 
     def rest(self) -> None:
-        """Return when everyone with a version has given its GPU's memory up, or left the pool."""
-        awake = {name: m for name, m in self._members.items() if m.life.version is not None}
+        """Return when everyone has given its GPU's memory up, or left the pool.
+
+        One that starts is waited for first, and none is made before the next version.
+        """
+        self._resting = True
+        self._reactor.pump_until(lambda: self.loaded() == len(self._members))
+        awake = dict(self._members)
 
         def settled(name: str, outcome: Outcome) -> None:
             awake.pop(name).resting = False  # a fault shows in its heartbeats too
@@ -174,7 +181,8 @@ class GeneratorPool:
         target = self.wanted - self._places.given_up
         for member in counted[target:]:
             member.life.happen(Event.DRAIN)
-        for budget in self._places.take(target - len(counted), now):
+        lacking = 0 if self._resting else target - len(counted)
+        for budget in self._places.take(lacking, now):
             self._make(now, budget)
 
     def _make(self, now: float, budget: RestartBudget) -> None:
@@ -222,8 +230,9 @@ class GeneratorPool:
         assert self._published is not None, "nothing is loaded before it is published"
         if isinstance(outcome.error, VersionGone):
             gone, member.loading = member.loading, None
-            if gone == self._published.version:  # the learners died, and make another
+            if gone == self._published.version:
                 self._log(f"{member.life.name}: version {gone} is gone; it waits for the next")
+                self._on_gone(gone)
             elif member.life.state is State.STALE:
                 self._load(member)
             return

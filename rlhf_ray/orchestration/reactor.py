@@ -118,9 +118,11 @@ class Reactor:
         ended: dict[int, Outcome] = {}
         for i, ref in enumerate(refs):
             self.when(ref, partial(ended.__setitem__, i), who=who[i], what=what, timeout=timeout)
-        self.pump_until(lambda: len(ended) == len(refs) or error_of(ended.values()) is not None)
-        for ref in refs:
-            self._waits.pop(ref, None)
+        try:
+            self.pump_until(lambda: len(ended) == len(refs) or error_of(ended.values()) is not None)
+        finally:
+            for ref in refs:
+                self._waits.pop(ref, None)
         return [ended.get(i) for i in range(len(refs))]
 
     def results(

@@ -183,6 +183,7 @@ class SimulatedRun:
             spawn=stage.spawn,
             order_of=self.rollouts.order_of,
             on_commit=self._on_commit,
+            on_gone=lambda version: None,
             settings=PoolSettings(
                 max_staleness=scenario.max_staleness,
                 depth=scenario.depth,

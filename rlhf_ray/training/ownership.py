@@ -7,31 +7,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_ray.training.output import undo_replacements
+
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def owned(directory: Path, *, or_else: str | None = None) -> Iterator[None]:
     """Keep every other process out of `directory` until the end, whatever ends this one.
 
     By a lock on a file beside it, so that the directory itself may be removed meanwhile; the kernel
     gives it back even after kill −9 (NFS: after the lease of a machine that died, some 90 s). A
-    file system without locks has none. An old run that a killed process had moved aside is put
-    back first. Raises ValueError where another process holds the lock.
+    file system without locks has none. What a killed process had moved aside, an old run or a
+    model of it, is put back first. Raises ValueError where another process holds the lock.
+    or_else: what to do beside waiting, where the directory is not that of a run.
     """
+    or_else = or_else or (
+        f"stop it (jobs/stop.py --run {directory.name}), or choose another name with --run.name"
+    )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process works in {directory}: wait for its end, stop it (jobs/stop.py "
-                f"--run {directory.name}), or choose another name with --run.name"
+                f"another process works in {directory}: wait for its end, {or_else}"
             ) from None
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
         put_back(directory)
+        undo_replacements(directory)
         yield
 
 

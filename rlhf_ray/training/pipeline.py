@@ -70,7 +70,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
             check_visible(config.dir, read_on_nodes(config), plan, log=console.note)
             _begin(config, plan)
             discard_old()
-            with open_log(config) as log:
+            with told_how_to_go_on(console), open_log(config) as log:
                 phases = Phases(config, plan, log, console)
                 phases.tell_of_critic(policy_of(config) or config.model.path)
                 policy = phases.sft()
@@ -278,6 +278,16 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
         yield lambda: shutil.rmtree(aside)
     finally:
         put_back(place)
+
+
+@contextmanager
+def told_how_to_go_on(console: Console) -> Iterator[None]:
+    """Around all that is done once the run has begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.note("interrupted: the run goes on with --resume")
+        raise
 
 
 def read_run(directory: Path) -> Config:

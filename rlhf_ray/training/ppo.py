@@ -106,6 +106,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             max_model_len=max_model_len,
             max_in_flight=config.rollout.max_in_flight,
             run_seed=config.run.seed,
+            start_timeout=config.cluster.start_timeout_s,
             trust_remote_code=trust,
             run=config.run.name,
             tensor_parallel=config.rollout.tensor_parallel,

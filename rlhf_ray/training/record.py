@@ -112,6 +112,7 @@ class Record:
             "time/score": max(0.0, batch.wait_seconds - elsewhere),
             "time/wait_rollouts": batch.wait_seconds,
             "time/checkpoint": self._checkpoint_seconds,
+            "time/evaluate": self._seconds.get("time/evaluate", 0.0),
             "time/step": total,
             "samples_per_s": batch.rows / work,
             "tokens_per_s": batch.tokens / work,
@@ -121,6 +122,7 @@ class Record:
             "rollouts/requeued": self._cluster.ledger.counts["requeued"],
         }
         self._log.write("ppo", step + 1, row)
+        self._log.sync()
         self._reported = step + 1
         if (step + 1) % self._config.evaluate.every == 0:
             rows = self._cluster.describe(batch, SAMPLES_KEPT)

@@ -18,6 +18,7 @@ from rlhf_ray.models.reward_model import Calibration, calibrate
 from rlhf_ray.orchestration.phases import run_phases, set_up
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.training.output import replace_directory
+from rlhf_ray.training.paths import read_on_nodes
 from rlhf_ray.training.ranked_data import tokenise_lists
 from rlhf_ray.training.reward_evaluation import judge
 from rlhf_ray.training.reward_model import (
@@ -41,7 +42,7 @@ def train_ensemble(
     give the members a common scale.
     """
     require_heldout(config)
-    aside = _aside(config, out)
+    aside = _aside(config, base, out)
     missing = [i for i in range(config.rm.members) if not (aside / member_name(i)).is_dir()]
     calls = [((config, base, str(aside / member_name(i))), {"member": i}) for i in missing]
     latest: dict[int, Row] = {}
@@ -73,17 +74,25 @@ def require_heldout(config: Config) -> None:
         )
 
 
-def _aside(config: Config, out: Path) -> Path:
-    """Where members wait for each other; those of other settings, or to be replaced, are gone."""
+def _aside(config: Config, base: str, out: Path) -> Path:
+    """Where members wait for each other; those of other settings, data or another base are gone.
+
+    Not those that an earlier start of the same command left, with --run.overwrite too.
+    """
     aside = out.with_name(f".{out.name}.members")
-    settings, file = (
-        repr((config.run.seed, config.rm, config.data, config.model)),
-        aside / "settings.txt",
-    )
-    if config.run.overwrite or not file.is_file() or file.read_text() != settings:
+    read = sorted({file for path in (Path(base), *read_on_nodes(config)) for file in _files(path)})
+    of = (config.run.seed, config.rm, config.data, config.model, base)
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in read]
+    settings = repr((*of, facts))
+    file = aside / "settings.txt"
+    if not file.is_file() or file.read_text() != settings:
         shutil.rmtree(aside, ignore_errors=True)
         write_text(file, settings)
     return aside
+
+
+def _files(path: Path) -> list[Path]:
+    return [one for one in (path, *path.rglob("*")) if one.is_file()]
 
 
 def together(row: Row, latest: dict[int, Row], calls: int) -> Row:

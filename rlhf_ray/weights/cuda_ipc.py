@@ -35,9 +35,9 @@ def offer(
     return Offer(manifest, (update,), kept)
 
 
-def take(manifest: Manifest, refs: Sequence[Any]) -> Callable[[Any], None]:
+def take(manifest: Manifest, refs: Sequence[Any], *, timeout: float) -> Callable[[Any], None]:
     """What loads the version into an engine made with `takes_ipc`."""
-    (update,) = fetch(manifest, refs)
+    (update,) = fetch(manifest, refs, timeout=timeout)
     return lambda engine: engine.load_ipc(manifest.version, update)
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from rlhf_ray.data.ids import Version
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe, pack, unpack, verify
 
-PULL_TIMEOUT = 250.0  # seconds; the driver listens for cluster.start_timeout_s, 300 by default
-
 
 class VersionGone(LookupError):
     """A version's objects went with the learners that made them."""
@@ -41,24 +39,27 @@ def offer(
     return Offer(manifest, tuple(buckets))
 
 
-def take(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> Callable[[Any], None]:
+def take(
+    manifest: Manifest, refs: Sequence[ray.ObjectRef], *, timeout: float
+) -> Callable[[Any], None]:
     """What loads the version into an engine, from views of its buckets.
 
     Raises ValueError for a damaged bucket, and what `fetch` raises.
     """
-    buckets = fetch(manifest, refs)
+    buckets = fetch(manifest, refs, timeout=timeout)
     verify(manifest, buckets)
     return lambda engine: engine.load(manifest.version, unpack(manifest, buckets))
 
 
-def fetch(manifest: Manifest, refs: Sequence[ray.ObjectRef]) -> list[Any]:
-    """A version's objects. Raises VersionGone, and TimeoutError where they do not arrive."""
+def fetch(manifest: Manifest, refs: Sequence[ray.ObjectRef], *, timeout: float) -> list[Any]:
+    """A version's objects. Raises VersionGone; TimeoutError where they do not arrive in time."""
     try:
-        return ray.get(list(refs), timeout=PULL_TIMEOUT)
+        return ray.get(list(refs), timeout=timeout)
     except (ObjectLostError, RayActorError, OutOfMemoryError) as error:
         raise VersionGone(f"version {manifest.version} is gone: {error}") from error
     except GetTimeoutError as error:
         raise TimeoutError(
             f"{manifest.bytes:,} bytes of version {manifest.version} did not arrive from the "
-            f"learners' node in {PULL_TIMEOUT:.0f} s: look at the network between the nodes"
+            f"learners' node in {timeout:.0f} s: look at the network between the nodes, or give "
+            f"it more time with --cluster.start-timeout-s"
         ) from error

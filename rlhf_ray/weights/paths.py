@@ -1,11 +1,11 @@
 """The ways a version goes from the learners to the generators: to add one, give it a row here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.weights import cuda_ipc, object_store
-from rlhf_ray.weights.buckets import Manifest, Offer
+from rlhf_ray.weights.buckets import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +13,11 @@ class WeightPath:
     """Both ends of a way.
 
     offer(version, named_tensors, *, dtype, bucket_bytes, probes): what rank 0 gives away.
-    take(manifest, refs): fetches its objects, and returns what loads them into an engine.
+    take(manifest, refs, *, timeout): fetches its objects; what loads them into an engine.
     """
 
     offer: Callable[..., Offer]
-    take: Callable[[Manifest, Sequence[Any]], Callable[[Any], None]]
+    take: Callable[..., Callable[[Any], None]]
 
 
 PATHS = {

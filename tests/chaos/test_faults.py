@@ -1,6 +1,8 @@
 """Real faults in real runs: kill −9 and SIGSTOP, and each run ends as if nothing had been."""
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from tests.chaos.running import IMPATIENT, all_struck, check, run_struck
 from tests.chaos.strikes import DRIVER, EACH_CLASS, KILL, MATRIX, STOP, Strike, drawn, learner
 from tests.running.fixtures import undisturbed_run
 from tests.running.interrupted import Interrupted
-from tests.running.jobs import STEPS, TINY, fingerprint, succeed
+from tests.running.jobs import STEPS, TINY, fingerprint, rows, start, succeed, wait_for
 
 Make = Callable[[str], tuple[Path, tuple[str, ...]]]
 FLAGS = (*TINY, *IMPATIENT, f"--ppo.iterations={STEPS}")
@@ -71,6 +73,44 @@ def test_either_rank_of_two_killed(base: Path, new_run: Make):
     all_struck(run, strikes)
     check(run, STEPS)
     assert fingerprint(run) == fingerprint(calm)
+
+
+@pytest.mark.slow
+def test_struck_between_checkpoints_and_evaluations_some_steps_apart(
+    undisturbed: str, new_run: Make
+):
+    strikes = [
+        Strike("learner", "learner updates", 7, part_of_update=0.5),
+        Strike("generator", "generator generates", 50, delay=0.005),
+        Strike("learner", "learner publishes", 15),
+        Strike(DRIVER, "learner updates", 22, part_of_update=0.5),
+    ]
+    run, place = new_run("struck")
+    apart = ("--checkpoint.every=4", "--evaluate.every=4")
+    run_struck(run, place, (*FLAGS, *apart), strikes, limit=350)
+    all_struck(run, strikes)
+    check(run, STEPS)
+    assert fingerprint(run) == undisturbed
+    evaluated = [path.stem for path in sorted((run / "evaluations").iterdir())]
+    assert evaluated == [f"step-{step:06d}" for step in range(0, STEPS + 1, 4)]
+
+
+@pytest.mark.slow
+def test_a_driver_that_stood_still_takes_nobody_for_dead(undisturbed: str, new_run: Make):
+    """As on a machine that was paused: longer than anybody may be silent."""
+    run, place = new_run("stopped")
+    driver = start("ppo", *place, *FLAGS, log=run / "log")
+    try:
+        wait_for(lambda: list(run.glob("checkpoints/step-*")), why=(run / "log").read_text)
+        driver.send_signal(signal.SIGSTOP)
+        time.sleep(20)
+        driver.send_signal(signal.SIGCONT)
+        assert driver.wait(timeout=120) == 0
+    finally:
+        driver.kill()
+    assert "silent" not in (run / "log").read_text()
+    assert [row["generators/restarts"] for row in rows(run)[1:]] == [0.0] * STEPS
+    assert fingerprint(run) == undisturbed
 
 
 @pytest.mark.slow

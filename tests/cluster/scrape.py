@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 
 def families(page: str) -> dict[str, Metric]:
     """What is on the page, by the name of its samples."""
-    with urllib.request.urlopen(page, timeout=10) as answer:
+    with urllib.request.urlopen(page, timeout=60) as answer:
         text = answer.read().decode()
     return {
         sample.name: family

@@ -29,7 +29,7 @@ from tests.running.jobs import ROOT
 
 CLUSTER = ROOT / "cluster"
 # A directory of KubeRay's definitions: ray.io_rayclusters.yaml and ray.io_rayjobs.yaml.
-SCHEMAS = os.environ.get("KUBERAY_SCHEMAS")
+SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schemas"))
 LAUNCHER = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
 OF_VLLM = {
     "ray_vllm_num_requests_running",
@@ -61,10 +61,10 @@ def test_plain_objects_are_kubernetes(object_: dict[str, Any]):
     kubernetes_validate.validate(object_, "1.31", strict=True)
 
 
-@pytest.mark.skipif(not SCHEMAS, reason="KUBERAY_SCHEMAS names no directory of definitions")
+@pytest.mark.skipif(not SCHEMAS.is_dir(), reason="KUBERAY_SCHEMAS names no such directory")
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_ray_objects_are_kuberays(name: str):
-    (definition,) = documents(Path(SCHEMAS or "") / f"ray.io_{name}s.yaml")
+    (definition,) = documents(SCHEMAS / f"ray.io_{name}s.yaml")
     (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
     (object_,) = documents(CLUSTER / "kuberay" / f"{name}.yaml")
     assert object_["kind"] == definition["spec"]["names"]["kind"]
@@ -298,6 +298,22 @@ def test_prometheus_loads_our_configuration_and_the_alerts_fire_when_they_should
             ["promtool", *args], cwd=monitoring, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_prometheus_understands_the_rest_of_its_configuration_on_kubernetes(tmp_path: Path):
+    """Debian's build does not know how to find pods."""
+    (config,) = documents(CLUSTER / "monitoring" / "prometheus-kubernetes.yml")
+    assert any(job.pop("kubernetes_sd_configs", None) for job in config["scrape_configs"])
+    file = tmp_path / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(

@@ -7,10 +7,12 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.metrics_core import Metric
 
 from rlhf_ray.observe.gauges import TAGS, gauge_name
 from rlhf_ray.observe.keys import KEYS
@@ -92,15 +94,21 @@ def test_only_code_was_uploaded(submitted: Submitted, ray_home: Path):
         assert size < 5e6
 
 
-def missing(page: str) -> set[str]:
-    """Keys that PPO sets and that are not on the port."""
-    there = families(page)
-    return {key for key in HERE if f"ray_{gauge_name(key)}" not in there}
+def all_of(page: str, names: set[str]) -> dict[str, Metric]:
+    """What is on the port, once all of `names` are: between two reports a page may lack some."""
+    there: dict[str, Metric] = {}
+
+    def whole() -> bool:
+        there.clear()
+        there.update(families(page))
+        return names <= there.keys()
+
+    wait_for(whole, why=lambda: f"not on the port: {names - there.keys()}")
+    return there
 
 
 def test_every_metric_is_on_the_port_with_its_tags(submitted: Submitted, metrics_page: str):
-    wait_for(lambda: not missing(metrics_page), seconds=30, why="a key is not on the port")
-    there = families(metrics_page)
+    there = all_of(metrics_page, {f"ray_{gauge_name(key)}" for key in HERE})
     for key in HERE:
         family = there[f"ray_{gauge_name(key)}"]
         assert family.documentation
@@ -111,9 +119,8 @@ def test_every_metric_is_on_the_port_with_its_tags(submitted: Submitted, metrics
     def roles() -> set[str]:
         return {s.labels["role"] for s in samples(metrics_page, "ray_rlhf_actor_restarts", {})}
 
-    # Between two reports a page may be without a gauge.
     whole = {"generator", "learner", "reference", "reward"}
-    wait_for(lambda: roles() == whole, seconds=30, why="a role shows no restarts")
+    wait_for(lambda: roles() == whole, why="a role shows no restarts")
 
 
 def test_a_generator_that_joined_late_is_there_with_all_of_its_own(
@@ -123,32 +130,37 @@ def test_a_generator_that_joined_late_is_there_with_all_of_its_own(
     succeed("scale", "--run=watched", "--generators=+1")
     wait_for(
         lambda: samples(metrics_page, "ray_rlhf_generator_tokens", late, above=0),
-        seconds=90,
         why="nothing of the generator that joined",
     )
     for key in KEYS:
         if key.startswith("generator/"):
-            assert samples(metrics_page, f"ray_{gauge_name(key)}", late), key
-    states = samples(metrics_page, "ray_rlhf_actor_state", late, above=0)
-    assert len(states) == 1 and states[0].labels["state"] in ("serving", "stale")
+            gauge = f"ray_{gauge_name(key)}"
+            wait_for(partial(samples, metrics_page, gauge, late), why=key)
+
+    def states() -> list[str]:
+        found = samples(metrics_page, "ray_rlhf_actor_state", late, above=0)
+        return [sample.labels["state"] for sample in found]
+
+    wait_for(lambda: states() in (["serving"], ["stale"]), why=lambda: str(states()))
     of_late = {"model_name": "watched-generator-1"}
     name = "ray_vllm_generation_tokens_total"
-    wait_for(lambda: samples(metrics_page, name, of_late, above=0), seconds=30, why=name)
+    wait_for(lambda: samples(metrics_page, name, of_late, above=0), why=name)
 
 
 def test_vllm_reports_for_each_generator(submitted: Submitted, metrics_page: str):
     of_first = {"model_name": "watched-generator-0"}
     name = "ray_vllm_generation_tokens_total"
-    wait_for(lambda: samples(metrics_page, name, of_first, above=0), seconds=30, why=name)
-    assert samples(metrics_page, "ray_vllm_prefix_cache_queries_total", of_first, above=0)
+    wait_for(lambda: samples(metrics_page, name, of_first, above=0), why=name)
+    name = "ray_vllm_prefix_cache_queries_total"
+    wait_for(lambda: samples(metrics_page, name, of_first, above=0), why=name)
 
 
 def test_every_panel_and_alert_asks_for_what_is_on_the_port(
     submitted: Submitted, metrics_page: str
 ):
-    there = families(metrics_page)
     asked = {name for query in queries() for name in re.findall(r"\bray_\w+", query)}
-    assert asked and not asked - there.keys()
+    assert asked
+    all_of(metrics_page, asked)
 
 
 def test_a_stopped_job_ends_its_actors_and_leaves_a_checkpoint(submitted: Submitted):

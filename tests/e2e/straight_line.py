@@ -1,5 +1,7 @@
 """PPO in a straight line over the same actors: no ledger, no pool, no event loop, call by call.
 
+An oracle of orchestration/ alone: what the actors do is the same here and there.
+
 python tests/e2e/straight_line.py OUT [arguments of jobs/ppo.py]     the policy is written to OUT
 """
 

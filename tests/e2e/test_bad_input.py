@@ -95,7 +95,7 @@ def test_a_reward_function_that_fails_ends_the_run_with_its_cause(
 
 def test_ctrl_c_leaves_a_run_to_resume_and_no_process(interrupted: Interrupted):
     assert interrupted.code == 130
-    assert "--resume" in interrupted.said
+    assert "goes on with --resume" in interrupted.said
     newest = interrupted.checkpoints[-1]
     assert int(newest.name.removeprefix("step-")) < STEPS, "it was over before it was stopped"
     assert f"{newest} is damaged" in interrupted.said_when_resumed

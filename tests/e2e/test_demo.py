@@ -75,6 +75,12 @@ def test_the_policy_is_a_plain_transformers_directory(demonstration):
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
 
 
+def test_a_checkpoint_knows_the_score_of_its_version(demonstration):
+    run, _ = demonstration
+    meta = json.loads((run / "checkpoints" / "step-000003" / "meta.json").read_text())
+    assert meta["score"] == summary(run)["heldout"]["score_after"]
+
+
 def test_the_console_shows_progress_and_the_end(demonstration):
     run, out = demonstration
     for phase in ("sft", "rm", "ppo"):

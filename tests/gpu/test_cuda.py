@@ -45,10 +45,14 @@ def test_an_update_in_bfloat16_is_that_in_float32_but_for_rounding():
     halves = masters_after_an_update(Group(this_device()), torch.bfloat16)
     whole = masters_after_an_update(Group(torch.device("cpu")), torch.float32)
     before = toys.parameters(toys.learner(settings=SETTINGS))
-    for name, expected in whole.items():
-        moved = (expected - before[name]).abs().max()
-        assert (halves[name] - before[name]).abs().max() > 0
-        assert (halves[name] - expected).abs().mean() < max(moved, 1e-4)
+    for role in ("policy", "critic"):  # on a CPU .9997 and 1.0003, 1.0000 and 1.0004
+        names = [name for name in whole if name.startswith(role)]
+        ours, theirs = (
+            torch.cat([(moved[name] - before[name]).flatten() for name in names])
+            for moved in (halves, whole)
+        )
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
+        assert 0.98 < ours.norm() / theirs.norm() < 1.02
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each rank")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from torch.distributed import FileStore
 
 from rlhf_ray.learners.group import Group, leave, this_device
 
@@ -29,7 +30,7 @@ class Ranks:
             context.Process(
                 target=_serve,
                 args=(
-                    *(rank, size, f"file://{directory}/meet", device),
+                    *(rank, size, f"{directory}/meet", device),
                     *(self._calls[rank], self._results),
                 ),
                 daemon=True,
@@ -70,12 +71,13 @@ def _show_one_gpu(rank: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[rank] if shown else str(rank)
 
 
-def _serve(rank: int, size: int, address: str, device: str, calls: Any, results: Any) -> None:
+def _serve(rank: int, size: int, meeting: str, device: str, calls: Any, results: Any) -> None:
     torch.set_num_threads(1)
     if device == "cuda":
         _show_one_gpu(rank)
     mine = CPU if device == "cpu" else this_device()
-    group = Group.join(rank=rank, size=size, address=address, device=mine)
+    store = FileStore(meeting, size)
+    group = Group.join(store, rank=rank, size=size, device=mine)
     while (call := calls.get()) is not None:
         function, args = call
         try:

@@ -208,7 +208,9 @@ def test_the_biases_of_a_router_stay_float32_under_versions_in_bfloat16(tmp_path
 def test_built_from_directories_and_back(tmp_path: Path) -> None:
     policy, scores, out = tmp_path / "sft", tmp_path / "rm", tmp_path / "policy"
     tiny_lm().save_pretrained(policy)
-    make_tokenizer(["some text to learn from"], 300).save_pretrained(policy)
+    tokenizer = make_tokenizer(["some text to learn from"], 300)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(policy)
     reward = RewardModel(tiny_lm(seed=3).model, "mean")
     reward.save_pretrained(scores)
     write_calibration(scores, Calibration(mean=7.0, std=9.0, samples=9))  # the run's own counts
@@ -226,7 +228,8 @@ def test_built_from_directories_and_back(tmp_path: Path) -> None:
         torch.testing.assert_close(warm.critic(row, index_N), (raw - 2.0) / 4.0)
     warm.update(0, table())
     warm.save_policy(out)
-    assert AutoTokenizer.from_pretrained(out)("some text").input_ids
+    saved = AutoTokenizer.from_pretrained(out)
+    assert saved("some text").input_ids and saved.chat_template == tokenizer.chat_template
     assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 32
 
 

@@ -141,6 +141,17 @@ def test_nan_is_named_and_nothing_moves(fault: str, message: str) -> None:
     assert all(torch.equal(after[n].nan_to_num(), before[n].nan_to_num()) for n in before)
 
 
+def test_a_gradient_that_is_not_finite_is_named_and_nothing_moves() -> None:
+    """Though the loss is: scaled down to the largest norm it would make every weight NaN."""
+    one = learner(settings=SETTINGS)
+    before = parameters(one)
+    next(one.actor.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match=r"grad/norm is (nan|inf) at step 0"):
+        one.update(0, table())
+    after = parameters(one)
+    assert all(torch.equal(after[n], before[n]) for n in before if n.startswith("policy"))
+
+
 def test_what_a_reward_left_is_learned_from_though_it_does_not_divide() -> None:
     one = learner(settings=SETTINGS)
     before = parameters(one)

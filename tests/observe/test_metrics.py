@@ -1,6 +1,7 @@
 """metrics.jsonl and TensorBoard: what was written is there, once, also after kills and rewinds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_rewind_forgets_later_rows_of_the_phase_and_later_samples(tmp_path: Path
     assert board(tmp_path, "ppo", "score/mean") == expected
     assert list(steps_written(tmp_path, "step")) == [0, 1, 2, 3]
     assert list(steps_written(tmp_path, "heldout")) == [0, 1, 2, 3]
+
+
+def test_the_boards_have_what_a_killed_process_had_not_written_there(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write("ppo", 1, {"lr": 1.0})
+    shutil.rmtree(tmp_path / "tb")
+    with RunLog(tmp_path) as log:
+        log.write("ppo", 2, {"lr": 2.0})
+    assert board(tmp_path, "ppo", "lr") == [(1, 1.0), (2, 2.0)]
 
 
 def test_rewind_to_the_last_row_changes_nothing(tmp_path: Path) -> None:

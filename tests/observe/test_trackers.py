@@ -83,6 +83,15 @@ def test_a_run_goes_on_without_a_server_that_no_longer_answers(
     assert [row["score/mean"] for row in read_metrics(tmp_path)] == [0.5]
 
 
+@needs("mlflow")
+def test_a_server_that_does_not_answer_at_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"MLflow at http://127\.0\.0\.1:9 takes no run"):
+        open_tracker("mlflow", tmp_path, CONFIG)
+
+
 class Requests:
     """In mlflow's place: what each request to its server is, and how much it holds."""
 

@@ -59,6 +59,30 @@ def test_what_was_written_is_found(disk: Disk) -> None:
     assert disk.names() == ["step-000005"] and disk.log == []
 
 
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(file: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        fsync(file)
+
+    def renamed(*args: str | Path) -> None:
+        seen.append("renamed")
+        rename(*args)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    disk.write(5)
+    before = set(seen[: seen.index("renamed")])
+    assert {"weights.bin", "rank-0", "progress.json", "learner", "meta.json", "manifest.json"} <= (
+        before
+    )
+    assert seen[-1] == "checkpoints", "its name is on the disk as well"
+
+
 def test_a_new_run_has_none(disk: Disk) -> None:
     assert disk.store.latest() is None
 
@@ -151,6 +175,20 @@ def test_one_that_cannot_be_read_is_not_passed_over(disk: Disk) -> None:
     weights.with_suffix(".kept").rename(weights)
     found = disk.store.latest()
     assert found is not None and found.meta["step"] == 10
+
+
+def test_the_best_is_not_removed_because_it_cannot_be_read(disk: Disk) -> None:
+    meta = disk.score(5, 2.0) / "meta.json"
+    disk.score(10, 1.0)
+    disk.score(15, 1.0)
+    meta.rename(meta.with_suffix(".kept"))
+    meta.symlink_to(meta.name)
+    with pytest.raises(OSError, match=r"step-000005 cannot be read"):
+        disk.score(20, 1.0)
+    meta.unlink()
+    meta.with_suffix(".kept").rename(meta)
+    disk.score(25, 1.0)
+    assert disk.names() == ["step-000005", "step-000020", "step-000025"]
 
 
 def test_a_run_killed_before_its_first_one_was_complete_has_none(disk: Disk) -> None:

@@ -93,6 +93,12 @@ class Harness:
         assert self.engine.stepping.wait(PATIENCE)
         return answer
 
+    def release(self, *, after: int) -> None:
+        """Let the engine go on, once so many calls of other threads wait for it."""
+        while self.thread._commands.qsize() < after:
+            threading.Event().wait(0.001)
+        self.engine.gate.set()
+
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
@@ -114,7 +120,7 @@ def test_a_shard_is_answered_whole_and_in_the_order_asked(harness: Harness) -> N
 def test_a_call_runs_between_steps_and_does_not_wait_for_the_batch(harness: Harness) -> None:
     answer = harness.hold(r1=50)
     call = harness.callers.submit(harness.thread.call, lambda e: e.load(Version(0, 1), []))
-    harness.engine.gate.set()
+    harness.release(after=1)
     call.result(PATIENCE)
     answer.result(PATIENCE)
     events = harness.engine.events
@@ -126,7 +132,7 @@ def test_a_call_runs_between_steps_and_does_not_wait_for_the_batch(harness: Harn
 def test_a_second_shard_joins_the_first_between_steps(harness: Harness) -> None:
     long = harness.hold(r1=50)
     short = harness.generate(r2=1)
-    harness.engine.gate.set()
+    harness.release(after=1)
     short.result(PATIENCE)
     long.result(PATIENCE)
     events = harness.engine.events
@@ -193,11 +199,12 @@ def test_an_engine_that_cannot_be_made() -> None:
 def test_what_is_of_a_void_epoch_is_cancelled_and_the_rest_goes_on(harness: Harness) -> None:
     gone, stays = harness.hold(r1=50, r2=50), harness.generate(epoch=1, r3=3)
     void = harness.callers.submit(harness.thread.void, 1)
-    harness.engine.gate.set()
+    harness.release(after=2)
     void.result(PATIENCE)
     with pytest.raises(CancelledError):
         gone.result(PATIENCE)
     assert stays.result(PATIENCE)[0].rollout_id == 3
+    assert "abort [1, 2]" in harness.engine.events
     again = harness.generate(epoch=1, r1=1, r2=1).result(PATIENCE)
     assert [completion.rollout_id for completion in again] == [1, 2], "the same ids, asked anew"
 

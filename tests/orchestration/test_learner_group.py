@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLost, Rank
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.simulation.world import World
@@ -34,6 +35,33 @@ def group_of_one(error: Exception) -> LearnerGroup:
 def test_a_rank_that_died_or_was_killed_for_its_memory_is_lost(error: Exception) -> None:
     with pytest.raises(LearnersLost, match="lost in `update`"):
         group_of_one(error).update(0)
+
+
+def test_what_any_rank_cannot_fetch_is_gone() -> None:
+    world = World()
+    group = group_of_one(RayActorError())
+    group._reactor = Reactor(clock=world.clock, wait=world.wait, get=world.get)
+
+    def rank(name: str, lost: list[int]) -> Rank:
+        return Rank(name, SimpleNamespace(fetch=SimpleNamespace(remote=later(lost))))
+
+    def later(lost: list[int]) -> Any:
+        return lambda shards: world.later(0.1, value=lost)
+
+    group._ranks = [rank("learner-0", [1]), rank("learner-1", [3, 1])]
+    assert group.fetch([]) == [1, 3]
+
+
+def test_an_idle_group_whose_version_is_gone_is_lost() -> None:
+    """Nobody could load another: they make none before rollouts of this one are there."""
+    group = group_of_one(RayActorError())
+    group.version = Version(0, 3)
+    group.gone(Version(0, 2))
+    group._doing = "update"
+    group.gone(Version(0, 3))
+    group._doing = ""
+    with pytest.raises(LearnersLost, match=r"version 0\.3 is gone"):
+        group.gone(Version(0, 3))
 
 
 def test_what_is_wrong_with_the_numbers_is_no_loss() -> None:

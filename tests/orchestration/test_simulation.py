@@ -6,6 +6,7 @@ version.
 """
 
 import random
+from functools import partial
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -341,6 +342,18 @@ def test_a_return_to_a_checkpoint_recalls_what_is_on_its_way() -> None:
     assert started.ledger.counts["refused"] == 0, "what was void did not cost the time to finish it"
 
 
+def test_a_request_that_an_engine_refuses_ends_the_run_and_costs_no_generator() -> None:
+    started = Started(Scenario(generators=2))
+    refused = ValueError("rollout 7: the prompt has no tokens")
+    for made in started.live():
+        later = partial(started.world.later, 0.1, error=refused)
+        made.generate = lambda order, later=later: (later(), later())
+    started.run.rollouts.request(0)
+    with pytest.raises(ValueError, match="rollout 7"):
+        started.run.rollouts.take(0)
+    assert started.pool.restarts == 0
+
+
 def test_late_scores_of_a_void_lineage_are_not_taken_for_those_of_the_next() -> None:
     started = Started(Scenario(generators=2, pace=Pace(score=30.0)))
     started.run.rollouts.request(0)
@@ -386,15 +399,35 @@ def test_all_rest_who_are_still_there(fault: str | None) -> None:
     assert 0.5 <= started.world.now - began <= limit
 
 
-def test_a_generator_whose_version_is_gone_waits_for_the_next() -> None:
+def test_one_that_starts_is_waited_for_before_the_rest_and_none_is_made_until_it_ends() -> None:
+    started = Started(Scenario(generators=2, pace=Pace(beat=0.5)))
+    started.pool.scale(3)
+    late = started.live()[2]
+    asked: list[str] = []
+    for made in started.live():
+        made.rest = lambda made=made, own=made.rest: asked.append(made.name) or own()
+    started.pool.rest()
+    assert late.version == started.run.version and late.name in asked and len(asked) == 3
+    late._die()
+    began = started.world.now
+    started.until(lambda: started.world.now > began + 60.0)
+    assert len(started.live()) == 2, "a GPU that the learners use is left alone"
+    started.run._publish(Version(0, 1))
+    started.until(lambda: started.pool.serving() == 3)
+
+
+def test_a_generator_whose_version_is_gone_says_so_and_waits_for_the_next() -> None:
     started = Started(Scenario(generators=1))
     (made,) = started.live()
     gone = VersionGone("version 0.1 is gone")
+    told: list[Version] = []
+    started.pool._on_gone = told.append
     load, made.load = made.load, lambda published: started.world.later(0.1, error=gone)
     started.run._publish(Version(0, 1))
     began = started.world.now
     started.until(lambda: started.world.now > began + 5)
     assert started.states() == [State.STALE] and started.pool.restarts == 0
+    assert told == [Version(0, 1)]
     made.load = load
     started.run._publish(Version(1, 1))
     started.until(lambda: started.pool.serving() == 1)

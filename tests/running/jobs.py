@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,29 @@ def actor_processes(role: str = "") -> list[psutil.Process]:
     Only those of the Ray at RAY_ADDRESS, the tests' own, on which one run is alive at a time.
     """
     of_nodes = "--gcs-address=", ":" + os.environ["RAY_ADDRESS"].rpartition(":")[2]
-    there = list(psutil.process_iter(["cmdline", "ppid", "status"]))
+    there = _all_processes()
     # A worker's own arguments are its title, and the title has been written over its environment.
     nodes = {
         process.pid
-        for process in there
-        for argument in process.info["cmdline"] or ()
+        for process, info in there
+        for argument in info["cmdline"] or ()
         if argument.startswith(of_nodes[0]) and argument.endswith(of_nodes[1])
     }
     title = re.compile(rf"ray::{role.title()}\w*Actor")
     return [
         process
-        for process in there
-        if process.info["ppid"] in nodes
-        and title.match(" ".join(process.info["cmdline"] or ()))
-        and process.info["status"] != psutil.STATUS_ZOMBIE
+        for process, info in there
+        if info["ppid"] in nodes
+        and title.match(" ".join(info["cmdline"] or ()))
+        and info["status"] != psutil.STATUS_ZOMBIE
     ]
+
+
+def _all_processes() -> list[tuple[psutil.Process, dict[str, Any]]]:
+    """Not by `process_iter`: its processes are shared by all threads that call it, with others."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found.append((process, process.as_dict(["cmdline", "ppid", "status"])))
+    return found

@@ -1,6 +1,7 @@
 """Reward modelling as a user runs it, on Ray: an ensemble, preference strength, samples."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,32 @@ def test_members_of_an_ensemble_train_side_by_side(
         assert (out / name).read_bytes().startswith(PNG)
     assert job_here("preferences", "evaluate", str(data), "--model", str(out)) == 0
     assert "longer_is_better" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_members_that_had_ended_stay_while_what_they_are_of_does(
+    ray_address: str, world: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lists, base = world
+    data = Path(shutil.copy(lists, tmp_path / "lists.tsv"))
+    flags = (f"--run.root={tmp_path}", "--run.name=e", f"--data.preferences={data}")
+    settings = (f"--rm.base={base}", "--rm.members=2", "--data.heldout-fraction=0.3")
+    command = ("rm", *flags, *settings, "--run.overwrite")
+    assert job_here(*command) == 0
+    out = tmp_path / "e" / "reward"
+
+    def go_on_after_one() -> bool:
+        """Start again where one of the two had ended; whether it is still that one."""
+        members = out.rename(out.with_name(".reward.members"))
+        shutil.rmtree(members / member_name(1))
+        made = (members / member_name(0)).stat().st_ino
+        assert job_here(*command) == 0
+        assert len(read_ensemble(out).members) == 2
+        return (out / member_name(0)).stat().st_ino == made
+
+    assert go_on_after_one()
+    data.write_text(data.read_text().replace("good", "fine"))
+    assert not go_on_after_one()
 
 
 @pytest.mark.slow

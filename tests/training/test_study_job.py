@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
+from rlhf_ray.training.ownership import owned
 from tests.running.here import job_here
 from tests.training.worlds import write_lists
 
@@ -63,6 +64,13 @@ def test_results_of_other_settings_are_not_shown_as_of_these(tmp_path: Path, cap
     assert job_here("study_reward", *flags, "--rm.lr=2e-3", "--seeds=5") == 2
     assert "there is no file" in capsys.readouterr().err  # as far as without results
     assert (out / "settings.json").read_text() == kept
+
+
+def test_one_process_at_a_time_writes_to_a_directory(tmp_path: Path, capsys) -> None:
+    with owned(tmp_path / "out"):
+        assert job_here("study_reward", "quality", f"--out={tmp_path / 'out'}") == 2
+    said = capsys.readouterr().err
+    assert f"another process works in {tmp_path / 'out'}: wait for its end, or give another" in said
 
 
 def test_an_unknown_study_is_said(capsys) -> None:
