@@ -25,17 +25,21 @@ def paths(tmp_path_factory) -> list[Path]:
     return [directory / "0", directory / "1"]
 
 
-@pytest.fixture
-def engine(paths: list[Path]) -> Generator:
+def engine_of(path: Path, dtype: str = "float32") -> Generator:
     return BACKENDS["transformers"].make(
-        str(paths[0]),
+        str(path),
         sampling=Sampling(1.0, 8, models.EOS),
         version=Version(0, 0),
-        dtype="float32",
+        dtype=dtype,
         max_model_len=64,
         max_num_seqs=4,
         kv_cache_mb=16,
     )
+
+
+@pytest.fixture
+def engine(paths: list[Path]) -> Generator:
+    return engine_of(paths[0])
 
 
 def manifest_of(engine: Generator) -> Manifest:
@@ -50,6 +54,14 @@ def test_what_was_published_passes_also_while_requests_are_in_flight(engine: Gen
     engine.step()
     check_probes(engine, manifest)
     check_probes(engine, replace(manifest, probes=()))
+
+
+def test_an_engine_in_bfloat16_passes_with_its_own_weights_alone(paths: list[Path]) -> None:
+    """The probes are a learner's, in float32."""
+    manifest = replace(manifest_of(engine_of(paths[0])), dtype="bfloat16")
+    check_probes(engine_of(paths[0], "bfloat16"), manifest)
+    with pytest.raises(ProbeMismatch, match=r"limit 0\.06"):
+        check_probes(engine_of(paths[1], "bfloat16"), manifest)
 
 
 def test_other_weights_are_found_out(engine: Generator, paths: list[Path]) -> None:

@@ -64,7 +64,7 @@ class Line:
         self.reference = make(ReferenceActor, half, specs.scorer)
         self.reward = make(RewardActor, half, specs.scorer)
         self.learner = make(LearnerActor, torch_environment(plan.threads), 0, 1, specs.learner)
-        ask(self.learner.start.remote("nowhere"))
+        ask(self.learner.start.remote(None))
         ask(self.generator.ready.remote())
 
     def publish(self, step: int) -> None:

@@ -1,15 +1,17 @@
-"""What the learner group takes for its loss, in a simulated world."""
+"""What the learner group takes for its loss, in a simulated world; what it publishes, on Ray."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.learners import Deadlines, LearnerGroup, LearnersLost, Rank
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.simulation.world import World
+from rlhf_ray.weights.buckets import Manifest
 
 
 def group_of_one(error: Exception) -> LearnerGroup:
@@ -35,6 +37,29 @@ def group_of_one(error: Exception) -> LearnerGroup:
 def test_a_rank_that_died_or_was_killed_for_its_memory_is_lost(error: Exception) -> None:
     with pytest.raises(LearnersLost, match="lost in `update`"):
         group_of_one(error).update(0)
+
+
+class Packs:
+    """Gives away as many objects as the version's step says, each its own number."""
+
+    def pack(self, version: Version) -> Manifest:
+        self._count = version.step
+        ones = (1,) * version.step
+        return Manifest(version, "float32", (), ones, ones, ())
+
+    def take_objects(self) -> Any:
+        return tuple(range(self._count)) if self._count > 1 else 0
+
+
+def test_a_version_is_published_with_a_reference_to_each_of_its_objects(joined: None) -> None:
+    actor = ray.remote(Packs).options(num_cpus=0).remote()
+    group = group_of_one(RayActorError())
+    group._reactor, group._ranks = Reactor(), [Rank("learner-0", actor)]
+    for count in (1, 3):
+        published = group.publish(Version(0, count))
+        assert ray.get(list(published.buckets)) == list(range(count))
+        assert (published.bytes, group.version) == (count, Version(0, count))
+    ray.kill(actor)
 
 
 def test_what_any_rank_cannot_fetch_is_gone() -> None:

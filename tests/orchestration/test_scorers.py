@@ -12,7 +12,7 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Reward
 from rlhf_ray.orchestration import scorers as module
 from rlhf_ray.orchestration.placement import reserve
-from rlhf_ray.orchestration.reactor import Reactor
+from rlhf_ray.orchestration.reactor import Late, Reactor
 from rlhf_ray.orchestration.scorers import ROLES, ScorerPools
 from rlhf_ray.orchestration.shares import Share
 
@@ -48,6 +48,16 @@ class LoadsForEver(OnceStuck):
         return present()
 
 
+class DescribesForEver(OnceStuck):
+    """A gold function that hangs; a line for each process that it does so in."""
+
+    def describe(self, *args: Any) -> list[Any]:
+        with self._begun.open("a") as file:
+            file.write("described\n")
+        time.sleep(600)
+        return []
+
+
 def pools_of(reactor: Reactor, path: Path, run: str, log: list[str]) -> ScorerPools:
     return ScorerPools(
         reactor,
@@ -67,6 +77,19 @@ def test_one_that_loads_for_long_names_the_setting(tmp_path, monkeypatch) -> Non
     try:
         with pytest.raises(TimeoutError, match=r"longer to load .* --cluster.start-timeout-s 1$"):
             pools.wait_ready(1.0)
+    finally:
+        pools.shutdown()
+
+
+@pytest.mark.slow
+def test_samples_that_are_never_described_are_asked_for_twice(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, DescribesForEver))
+    pools = pools_of(Reactor(), tmp_path / "begun", "described", [])
+    try:
+        pools.wait_ready(60.0)
+        with pytest.raises(Late, match=r"did not finish `describe samples` in 20 s"):
+            pools.describe([], None, 20.0)
+        assert (tmp_path / "begun").read_text().count("described") == 2
     finally:
         pools.shutdown()
 
