@@ -59,7 +59,7 @@ def lines(report: Report, wish: Wish, now: float) -> Iterator[str]:
 
 def _time(row: dict[str, float]) -> Iterator[str]:
     """Where the last iteration's seconds went, the longest first."""
-    parts = {name: row[f"time/{name}"] for name in TIMES if f"time/{name}" in row}
+    parts = {name: row[f"time/{name}"] for name in TIMES if row.get(f"time/{name}")}
     if parts:
         longest = sorted(parts.items(), key=lambda part: -part[1])
         shown = "  ".join(f"{name} {seconds:.2f}" for name, seconds in longest)

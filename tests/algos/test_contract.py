@@ -225,6 +225,7 @@ def test_no_rows_at_all_is_no_error(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 @every_case
 def test_a_gpu_gives_what_the_cpu_gives(case):
     batch = random_batch(8, rows=5, length=9)

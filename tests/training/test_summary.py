@@ -72,7 +72,7 @@ def test_no_second_is_in_two_parts_of_an_iteration(tmp_path: Path) -> None:
         name: row[f"time/{name}"] for name in TIMES if row.get(f"time/{name}")
     }
     _, seconds, *_ = status.lines(Report(row | {"of": 1}), Wish(1), now=0.0)
-    assert seconds.endswith("generate 2.00  update 1.00  score 0.75  fetch 0.25  checkpoint 0.00")
+    assert seconds.endswith("generate 2.00  update 1.00  score 0.75  fetch 0.25")
 
 
 def test_a_summary_is_of_all_starts_of_a_run(tmp_path: Path) -> None:
