@@ -53,7 +53,7 @@ pages:
 test: check ## check, then the tests (12 minutes on 2 cores at most)
 	$(PYTEST) $(ARGS)
 
-test-all: check ## the long form: slow tests too (about an hour on 2 cores)
+test-all: check ## the long form: slow tests too (an hour on 2 fast cores, longer on slow ones)
 	$(PYTEST) -m "not short" --durations=30 $(ARGS)
 
 bench: install ## speed of the full loop on random prompts: ARGS="--model runs/demo/sft"

@@ -51,14 +51,11 @@ def replace_directory(aside: Path, out_dir: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def undo_replacements(directory: Path) -> None:
-    """`undo_replacement` of all that `directory` holds, for its owner alone."""
-    for old in directory.glob(".*.old"):
-        undo_replacement(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
-
-
 def undo_replacement(out_dir: Path) -> None:
-    """Put back what a process that was killed between two renames had moved out of the way."""
+    """Put back what a process that was killed between two renames had moved out of the way.
+
+    For the owner of the run alone.
+    """
     old = _replaced(out_dir)
     if not old.is_dir():
         return

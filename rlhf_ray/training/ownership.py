@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_ray.training.output import undo_replacements
+from rlhf_ray.training.output import undo_replacement
 
+REPLACED_WHOLE = ("sft", "strength", "reward", "policy")  # what a run writes aside
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
@@ -37,7 +38,8 @@ def owned(directory: Path, *, or_else: str | None = None) -> Iterator[None]:
             if error.errno not in WITHOUT_LOCKS:
                 raise
         put_back(directory)
-        undo_replacements(directory)
+        for name in REPLACED_WHOLE:
+            undo_replacement(directory / name)
         yield
 
 

@@ -82,11 +82,12 @@ def test_the_old_one_outlives_a_second_write_that_fails(killed_between: Path) ->
 
 
 def test_an_old_one_whose_place_is_taken_is_removed(tmp_path: Path) -> None:
-    for name in ("sft", ".sft.old"):
+    for name in ("sft", ".sft.old", "mine", ".mine.old"):
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / "weights").write_text(name)
     with owned(tmp_path / "run"):
-        assert [path.name for path in (tmp_path / "run").iterdir()] == ["sft"]
+        there = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert there == [".mine.old", "mine", "sft"], "what is not ours stays as it is"
     assert (tmp_path / "run/sft/weights").read_text() == "sft"
 
 

@@ -116,6 +116,18 @@ def test_one_that_ended_before_its_last_iteration_goes_on(tmp_path: Path, asked:
     assert asked == [(True, 7, 0.9)]
 
 
+def test_a_run_that_had_not_begun_is_not_offered_to_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def interrupt(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "preflight", interrupt)
+    assert job_here("ppo", f"--run.root={tmp_path}", "--run.name=first") == 130
+    out, err = capsys.readouterr()
+    assert "interrupted; nothing is left behind" in err and "--resume" not in out + err
+
+
 @pytest.mark.slow
 def test_the_same_command_from_the_first_call_to_the_end(new_run: Make, capsys):
     run, place = new_run("retried")
