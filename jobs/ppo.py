@@ -4,7 +4,6 @@ python jobs/ppo.py [--recipe jobs/recipes/reviews.yaml] [--section.field value â
 """
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ def finished(config: Config) -> dict[str, Any] | None:
 
 
 def main() -> int:
-    # Ctrl-C, also where a shell started this in the background; SIGTERM is how `ray job stop` asks.
-    for asked in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked, signal.default_int_handler)
     command = parse()
     # Seconds of imports, which neither help nor a wrong flag has to wait for.
     from rlhf_ray.training.ownership import owned, replaced

@@ -1,6 +1,7 @@
 """From a command line to a Config: class defaults, then a YAML recipe, then flags."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,9 +85,13 @@ def _parse(
 def run(main: Callable[[], int | None], *, after_interrupt: str = "") -> NoReturn:
     """Run a job: exit 0, 2 with `error: …` for what the user can mend, 130 after Ctrl-C.
 
-    after_interrupt: what to do then, where there is something to do. RLHF_TRACEBACK=1 in the
-    environment shows where a user error was found.
+    SIGTERM, which is how `ray job stop` asks, is taken for Ctrl-C. after_interrupt: what to do
+    then, where there is something to do. RLHF_TRACEBACK=1 in the environment shows where a user
+    error was found.
     """
+    # Ctrl-C too: a shell that starts a job in the background has it ignored.
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.default_int_handler)
     try:
         sys.exit(main() or 0)
     except (ValueError, OSError) as error:  # OSError: a missing file, a full disk, a deadline

@@ -495,10 +495,10 @@ class Cluster:
     has a single GPU and the whole run is on it (vLLM, `ppo.max_staleness` 0). Between GPUs they go
     by way of the hosts: there is no transfer by NCCL."""
     start_timeout_s: float = 300.0
-    """Deadline for finding room and for starting; for a generator's load of a version; and for its
-    giving up of its GPU's memory."""
+    """Deadline for placement and start, for a generator to load a version, and for it to free its
+    GPU's memory."""
     shard_timeout_s: float = 600.0
-    """Deadline of one shard: of a generator, from lease to commit; then of each scorer."""
+    """Deadline for one shard: for the generator from lease to commit, then for each scorer."""
     update_timeout_s: float = 3600.0
     """Deadline of one update of the learners, and of whatever else they do: fetching rollouts,
     making a version, writing or reading their state."""

@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -321,3 +323,25 @@ def test_help_documents_every_option(capsys):
     for flag, words in [("--recipe", "A YAML file"), ("--resume", "Go on"), *_options(Config)]:
         entry = rf"{flag}(, --\S+)?( (?!--)\S+)*? {re.escape(words)}"
         assert re.search(entry, shown), f"{flag} is not explained by {words!r}"
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_job_in_the_background_of_a_script_can_be_stopped(asked, tmp_path):
+    """There a shell has SIGINT ignored."""
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import time\nfrom rlhf_ray import cli\n"
+        "def main():\n    print('up', flush=True)\n    time.sleep(60)\ncli.run(main)\n"
+    )
+    ignored = f"trap '' INT; exec {sys.executable} {job}"
+    with subprocess.Popen(
+        ["sh", "-c", ignored],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(asked)
+        assert process.communicate(timeout=30)[1] == "interrupted\n"
+    assert process.returncode == 130

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,11 @@ from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype, WeightsBy
 from rlhf_ray.data.ids import Version
 from rlhf_ray.learners.build import build_learner
-from rlhf_ray.learners.group import Group, set_up_torch, this_device
+from rlhf_ray.learners.group import PATIENCE, Group, set_up_torch, this_device
 from rlhf_ray.learners.ppo import PPOLearner
 from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.weights.buckets import Manifest, Offer, Probe
 from rlhf_ray.weights.paths import PATHS
-
-TO_MEET = timedelta(minutes=30)  # longer than the driver waits: its word is the better one
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +166,7 @@ class LearnerActor:
 
     def _meet(self, host: str, port: int, *, here: bool = False) -> TCPStore:
         return TCPStore(
-            host, port, self._world, is_master=here, timeout=TO_MEET, wait_for_workers=False
+            host, port, self._world, is_master=here, timeout=PATIENCE, wait_for_workers=False
         )
 
     def _release(self) -> None:

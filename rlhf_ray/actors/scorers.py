@@ -1,5 +1,6 @@
 """Scorers: pure over frozen weights, so Ray's own restarts and retries serve them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,21 +148,22 @@ class RewardActor:
         ]
         if self._gold is not None:
             gold = self._gold_scores(rows)
-            rows = [row | {"gold": float(value)} for row, value in zip(rows, gold, strict=True)]
+            rows = [row | {"gold": value} for row, value in zip(rows, gold, strict=True)]
         return rows
 
-    def _gold_scores(self, rows: list[dict[str, Any]]) -> list[Any]:
-        """ValueError, naming the function, where it raises or gives another number of scores."""
+    def _gold_scores(self, rows: list[dict[str, Any]]) -> list[float]:
+        """ValueError, naming the function, where it raises or gives no number for a row."""
         assert self._gold is not None
         name = f"reward.gold {self._spec.reward.gold}"
         try:
-            gold = list(
-                self._gold([row["prompt"] for row in rows], [row["response"] for row in rows])
-            )
+            prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
+            gold = [float(score) for score in self._gold(prompts, responses)]
         except Exception as error:  # whatever the user's function raises
             raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
         if len(gold) != len(rows):
             raise ValueError(f"{name} gave {len(gold)} scores for {len(rows)} samples")
+        if not all(map(math.isfinite, gold)):
+            raise ValueError(f"{name} gave NaN or inf: a gold score is a number")
         return gold
 
 

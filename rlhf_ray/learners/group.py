@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlhf_ray.models.device import device_here
 
+# Of a rank with the others, as while rank 0 writes a file. The driver's deadlines come first.
+PATIENCE = timedelta(days=1)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -42,6 +45,7 @@ class Group:
             store=store,
             rank=rank,
             world_size=size,
+            timeout=PATIENCE,
         )
         return cls(device, rank, size, init_device_mesh(device.type, (size,)))
 

@@ -134,12 +134,15 @@ def open_tracker(name: str | None, run_dir: Path, config: Mapping[str, Any]) -> 
 
     Raises ValueError where its package is not installed, OSError where MLflow does not answer.
     """
-    if name is None:
-        return None
-    row = TRACKERS[name]
-    if importlib.util.find_spec(row.package) is None:
+    check_tracker(name)
+    return TRACKERS[name].make(run_dir, config) if name else None
+
+
+def check_tracker(name: str | None) -> None:
+    """Raise ValueError where the tracker of this name lacks its package."""
+    package = TRACKERS[name].package if name else None
+    if package and importlib.util.find_spec(package) is None:
         raise ValueError(
-            f"run.tracker {name} needs the package {row.package}, which is not installed: "
-            f".venv/bin/uv pip install -e '.[{row.package}]', or leave --run.tracker out"
+            f"run.tracker {name} needs the package {package}, which is not installed: "
+            f".venv/bin/uv pip install -e '.[{package}]', or leave --run.tracker out"
         )
-    return row.make(run_dir, config)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Cluster:
             self.reactor,
             self._control,
             self.pool,
+            renew=partial(ray.kill, self._control, no_restart=False),
             generators=self._generators,
             standing=self._standing,
             log=self._log,
@@ -119,6 +121,7 @@ class Cluster:
                 lambda: self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
             )
             yield self.step
+        self.ledger.void()  # with staleness, batches of steps that will not be
 
     @contextmanager
     def recovery(self) -> Iterator[None]:

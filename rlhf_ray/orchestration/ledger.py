@@ -56,6 +56,7 @@ class Shard:
     state: ShardState = ShardState.PENDING
     lease: Lease | None = None
     scores: Any = None
+    overdue: int = 0  # leases of it that missed their deadline
 
     @property
     def rows(self) -> int:
@@ -162,6 +163,13 @@ class Ledger:
         """The leases past their deadline."""
         return [lease for lease in self._leases.values() if now > lease.deadline]
 
+    def overdue(self, lease: Lease) -> int:
+        """Hand back a lease past its deadline; how many of its shard missed theirs so far."""
+        shard = self._batches[lease.batch][lease.shard]
+        shard.overdue += 1
+        self.release(lease)
+        return shard.overdue
+
     def is_ready(self, batch: BatchKey) -> bool:
         """Whether every shard of `batch` is scored."""
         return self._unscored[batch] == 0
@@ -190,17 +198,22 @@ class Ledger:
         self._consumed.add(batch)
         return shards
 
+    def void(self) -> None:
+        """Nobody will consume what is open: none of it counts as committed."""
+        for shard in [shard for shards in self._batches.values() for shard in shards]:
+            done = shard.state in (ShardState.COMMITTED, ShardState.SCORED)
+            self.counts["committed"] -= shard.rows if done else 0
+            self.counts["voided"] += shard.rows
+        for open_ones in (self._batches, self._pending, self._unscored, self._leases):
+            open_ones.clear()
+
     def reset(self, incarnation: int, step: int, surviving: Mapping[str, int]) -> None:
         """The learner went back to the checkpoint before `step`: what is open or newer is void.
 
         surviving: the counts of that checkpoint; what was committed or consumed since counts no
         more, nor what was committed then and not consumed: it is to be had again from its ids.
         """
-        for batch in list(self._batches):
-            self.counts["voided"] += sum(shard.rows for shard in self._batches.pop(batch))
-        self._pending.clear()
-        self._unscored.clear()
-        self._leases.clear()
+        self.void()
         self._consumed = {batch for batch in self._consumed if batch.step < step}
         for name in ("committed", "consumed"):
             self.counts[name] = surviving.get("consumed", 0)

@@ -24,6 +24,7 @@ BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
 VOID_TIMEOUT = 30.0
 MOST_DEPTH = 48
+MOST_OVERDUE = 4  # generators that one shard is too much for, until it would be for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +170,7 @@ class GeneratorPool:
         """Make what is missing, drain what is too much, remove what is drained, silent or late."""
         self.idleness.sample(self._members.values())
         for lease in self._ledger.expired(now):
-            if member := self._members.get(lease.generator):
-                self._condemn(member, f"shard not finished in {self._settings.shard_timeout:.0f} s")
+            self._on_overdue(lease)
         for member in list(self._members.values()):
             if member.life.state is State.DRAINING and not member.leases:
                 member.life.happen(Event.DRAINED)
@@ -320,6 +320,18 @@ class GeneratorPool:
         if self._ledger.commit(lease, outcome.value.oldest):
             member.done += 1
             self._on_commit(lease, table, outcome.value)
+
+    def _on_overdue(self, lease: Lease) -> None:
+        """End the generator that is late; TimeoutError where the shard is late every time."""
+        limit = self._settings.shard_timeout
+        if (times := self._ledger.overdue(lease)) >= MOST_OVERDUE:
+            raise TimeoutError(
+                f"shard {lease.shard} of step {lease.batch.step} was not finished in {limit:g} s, "
+                f"{times} times: give it longer (--cluster.shard-timeout-s), or make shards "
+                f"smaller (--rollout.shard-prompts) or fewer at a time (--rollout.max-in-flight)"
+            )
+        if member := self._members.get(lease.generator):
+            self._condemn(member, f"shard not finished in {limit:.0f} s")
 
     # Health
 

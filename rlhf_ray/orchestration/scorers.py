@@ -1,6 +1,6 @@
 """The scorer pools: every committed shard goes to a reference and a reward scorer at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ BEAT_EVERY = 2.0
 RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
 AGAIN_AFTER = 1.0  # seconds until a scorer that could not be reached is asked again
 REACHED_WITHIN = 120.0  # seconds for Ray to see that a scorer's node is gone, and to restart it
-DESCRIBED = 2  # times that samples are asked for: what hangs is a function of the user's
+DESCRIBE_TRIES = 2  # if it hangs twice, the user's function is the cause
 ROLES = {"reference": ReferenceActor, "reward": RewardActor}
 
 
@@ -120,11 +120,8 @@ class ScorerPools:
     def wait_ready(self, timeout: float) -> None:
         """Return when every scorer has loaded; raises what keeps one from it."""
         scorers = self._all()
-        outcomes = self._reactor.outcomes(
-            [scorer.actor.ready.remote() for scorer in scorers],
-            who=[scorer.name for scorer in scorers],
-            what="start",
-            timeout=timeout,
+        outcomes = self._outcomes(
+            scorers, lambda scorer: scorer.actor.ready.remote(), what="start", timeout=timeout
         )
         error = error_of(outcomes)
         if isinstance(error, Late):
@@ -166,18 +163,19 @@ class ScorerPools:
     def describe(self, shards: Any, limit: int | None, timeout: float) -> list[dict[str, Any]]:
         """Samples (see RewardActor.describe) of scored shards."""
         what = f"describe samples, with {self._gold}" if self._gold else "describe samples"
-        scorer, left = self._pools["reward"][0], DESCRIBED
-        began = self._reactor.clock()
+        scorer, left = self._pools["reward"][0], DESCRIBE_TRIES
         while True:
-            call, ended = scorer.actor.describe.remote(shards, limit), scorer.ended
-            outcomes = self._reactor.outcomes([call], who=[scorer.name], what=what, timeout=timeout)
+            ended = scorer.ended
+            outcomes = self._outcomes(
+                [scorer],
+                lambda scorer: scorer.actor.describe.remote(shards, limit),
+                what=what,
+                timeout=timeout,
+            )
             error = error_of(outcomes)
             if isinstance(error, Late) and left > 1:
                 left -= 1
                 self._give_up_on(scorer, ended, error)
-            elif isinstance(error, ActorUnavailableError) and self._may_ask_again(began):
-                again = self._reactor.clock() + AGAIN_AFTER
-                self._reactor.pump_until(partial(self._is_past, again))
             elif error is not None:
                 raise error
             else:
@@ -195,6 +193,28 @@ class ScorerPools:
     def _all(self) -> list[Scorer]:
         return [scorer for pool in self._pools.values() for scorer in pool]
 
+    def _outcomes(
+        self,
+        scorers: Sequence[Scorer],
+        ask: Callable[[Scorer], Any],
+        *,
+        what: str,
+        timeout: float,
+    ) -> list[Outcome | None]:
+        """How a call of each ended; all are asked again while one cannot be reached."""
+        began = self._reactor.clock()
+        while True:
+            outcomes = self._reactor.outcomes(
+                [ask(scorer) for scorer in scorers],
+                who=[scorer.name for scorer in scorers],
+                what=what,
+                timeout=timeout,
+            )
+            reached = not isinstance(error_of(outcomes), ActorUnavailableError)
+            if reached or not self._may_ask_again(began):
+                return outcomes
+            self._reactor.pump_until(partial(self._is_past, self._reactor.clock() + AGAIN_AFTER))
+
     def _score(
         self,
         role: str,
@@ -207,10 +227,9 @@ class ScorerPools:
     ) -> None:
         """Have the least busy scorer of a role score, if possible one that the last call reached.
 
-        One that says nothing is started anew.
-
-        One that died with its node is unreachable until Ray has seen that. Ray's own retries may
-        all be over by then.
+        It does one shard after the other, so its time to answer grows with what it owes. One that
+        says nothing is started anew. One that died with its node is unreachable until Ray has seen
+        that. Ray's own retries may all be over by then.
         """
         scorer = min(self._pools[role], key=lambda scorer: (scorer.unreached, scorer.work))
         began = self._reactor.clock() if began is None else began
@@ -219,7 +238,11 @@ class ScorerPools:
 
         def settle(outcome: Outcome) -> None:
             scorer.work -= 1
-            if isinstance(outcome.error, Late) and tries > 0:
+            if isinstance(outcome.error, Late):
+                ray.cancel(answer)  # else its successor would do it before what it is asked now
+                if tries == 0:
+                    then(role, columns, _too_slow(outcome.error, timeout))
+                    return
                 self._give_up_on(scorer, ended, outcome.error)
                 self._score(role, args, what, timeout, then, tries - 1)
                 return
@@ -233,7 +256,8 @@ class ScorerPools:
                 scorer.heard(outcome.value)
             then(role, columns, outcome.error)
 
-        self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=timeout)
+        patience = timeout * scorer.work
+        self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=patience)
 
     def _may_ask_again(self, began: float) -> bool:
         return self._reactor.clock() < began + REACHED_WITHIN
@@ -271,3 +295,10 @@ class ScorerPools:
         if scorer.ended == ended:
             self._log(f"{late}; it is started anew")
             scorer.restart(str(late))
+
+
+def _too_slow(late: Late, timeout: float) -> TimeoutError:
+    return TimeoutError(
+        f"{late}, nor did others before it: give a shard longer than --cluster.shard-timeout-s "
+        f"{timeout:g}, or make shards smaller (--rollout.shard-prompts)"
+    )

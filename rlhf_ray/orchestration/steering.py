@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_ray.actors.control import Report, Standing, Wish
 from rlhf_ray.orchestration.autoscale import Autoscaler, Limits, Load
 from rlhf_ray.orchestration.pool import GeneratorPool
-from rlhf_ray.orchestration.reactor import Outcome, Reactor
+from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor
 
 EXCHANGE_EVERY = 0.5
 EXCHANGE_TIMEOUT = 30.0
@@ -18,6 +18,7 @@ WAITS_SHOWN = 8
 class Steering:
     """Exchanges report and wish all the time, without waiting; scales the pool towards the wish.
 
+    renew: ends the control actor's process; Ray makes another, which learns the wish from here.
     standing: every actor that is not a generator.
     """
 
@@ -27,12 +28,13 @@ class Steering:
         control: Any,
         pool: GeneratorPool,
         *,
+        renew: Callable[[], None],
         generators: int,
         standing: Callable[[], list[Standing]],
         log: Callable[[str], None],
     ) -> None:
         self._reactor, self._control, self._pool = reactor, control, pool
-        self._standing, self._log = standing, log
+        self._renew, self._standing, self._log = renew, standing, log
         self.wish = Wish(generators)
         self._iteration: dict[str, Any] = {}
         self._autoscaler: Autoscaler | None = None
@@ -82,6 +84,9 @@ class Steering:
 
     def _on_wish(self, outcome: Outcome) -> None:
         self._exchanging = False
+        if isinstance(outcome.error, Late):
+            self._log(f"{outcome.error}; it is started anew")
+            self._renew()
         if outcome.error is None:  # else it is asked again at the next exchange
             before, self.wish = self.wish, outcome.value
             if self.wish != before:

@@ -21,8 +21,10 @@ def owned(directory: Path, *, or_else: str | None = None) -> Iterator[None]:
     gives it back even after kill −9 (NFS: after the lease of a machine that died, some 90 s). A
     file system without locks has none. What a killed process had moved aside, an old run or a
     model of it, is put back first. Raises ValueError where another process holds the lock.
-    or_else: what to do beside waiting, where the directory is not that of a run.
+    A link to a directory stands for that. or_else: what to do beside waiting, where the directory
+    is not that of a run.
     """
+    directory = directory.resolve()
     or_else = or_else or (
         f"stop it (jobs/stop.py --run {directory.name}), or choose another name with --run.name"
     )
@@ -45,6 +47,7 @@ def owned(directory: Path, *, or_else: str | None = None) -> Iterator[None]:
 
 def replaced(directory: Path) -> Path:
     """Where the run in `directory` lies from --run.overwrite until its successor has begun."""
+    directory = directory.resolve()
     return directory.with_name(f".{directory.name}.replaced")
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,16 +69,17 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
             for line in plan.lines():
                 console.note(line)
             check_visible(config.dir, read_on_nodes(config), plan, log=console.note)
-            _begin(config, plan)
-            discard_old()
-            with told_how_to_go_on(console), open_log(config) as log:
-                phases = Phases(config, plan, log, console)
+            begin = cache(partial(_begin, config, plan, discard_old))  # once
+            with told_how_to_go_on(config, console), open_log(config) as log:
+                phases = Phases(config, plan, log, console, begin)
                 phases.tell_of_critic(policy_of(config) or config.model.path)
                 policy = phases.sft()
                 prompts = phases.prompts(policy)
                 reward, critic = phases.reward()
                 start = Start(policy, critic, reward, resume)
-                summary = run_ppo(config, plan, start, prompts, log=log, console=console)
+                summary = run_ppo(
+                    config, plan, start, prompts, log=log, console=console, begin=begin
+                )
         summary["phase_seconds"] = phases.seconds | summary["phase_seconds"]
         summary["bad_rows"] += phases.bad_rows
         summary |= {"peak_pss_mb": memory.peak_mb, "total_seconds": time.monotonic() - began}
@@ -124,10 +126,19 @@ class Phases:
     """The phases before PPO, each shown and logged while it runs.
 
     What each took and met is kept in `phases.json`: a run may go on in another process.
+    begin: called before one trains: from then on the run has begun.
     """
 
-    def __init__(self, config: Config, plan: Plan, log: RunLog, console: Console) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        log: RunLog,
+        console: Console,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config, self._plan, self._log, self._console = config, plan, log, console
+        self._begin = begin
         self._kept = config.dir / "phases.json"
         self._ended: dict[str, dict[str, Any]] = {}
         self._critic_fault: str | None = None
@@ -210,6 +221,7 @@ class Phases:
 
     def _show(self, phase: Phase, rows: Iterator[Row]) -> Row:
         """Show and log the rows of a phase as they come; the last of them."""
+        self._begin()
         began = time.monotonic()
         self._log.rewind(phase, 0)  # an earlier start may have been killed half-way
         row: Row = {}
@@ -258,12 +270,13 @@ def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
 
 @contextmanager
 def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
-    """Take the run's directory; what is to be overwritten lies aside until the call that it gives.
+    """Take the run's directory. --run.overwrite moves the old run aside; the call given deletes it.
 
     Where the new run has not begun by the end it is put back; after a kill, by the next owner.
     Raises ValueError for a PPO run that nobody wants overwritten.
     """
-    place, aside = config.dir, replaced(config.dir)
+    place = config.dir.resolve()  # a link to it stays
+    aside = replaced(place)
     begun = (place / "checkpoints").is_dir() or (place / "summary.json").exists()
     if begun and not (resume or config.run.overwrite):
         raise ValueError(
@@ -274,6 +287,8 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     place.rename(aside)
+    if config.dir.is_symlink():
+        place.mkdir()  # a link that leads nowhere could not be written through
     try:
         yield lambda: shutil.rmtree(aside)
     finally:
@@ -281,12 +296,13 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def told_how_to_go_on(console: Console) -> Iterator[None]:
-    """Around all that is done once the run has begun."""
+def told_how_to_go_on(config: Config, console: Console) -> Iterator[None]:
+    """After Ctrl-C, where the run has begun."""
     try:
         yield
     except KeyboardInterrupt:
-        console.note("interrupted: the run goes on with --resume")
+        if (config.dir / "config.yaml").is_file():
+            console.note("interrupted: the run goes on with --resume")
         raise
 
 
@@ -321,12 +337,17 @@ def _resolved(config: Config, console: Console) -> Config:
     return resolved
 
 
-def _begin(config: Config, plan: Plan) -> None:
-    """Write what the run is of; not before the cluster has room for it, for --resume reads it."""
+def _begin(config: Config, plan: Plan, discard_old: Callable[[], None]) -> None:
+    """Write what the run is of, and let go of the one that it overwrites.
+
+    Not before something is made that is worth going on with: what --resume reads is of a run that
+    could start, and what is refused before then has cost nothing.
+    """
     threads = {"role": plan.threads}
     write_provenance(config.dir, config.to_dict(), data_files=files_of(config), threads=threads)
     # Last: from here on the run has begun, and what it overwrites is not put back.
     write_text(config.dir / "config.yaml", yaml.safe_dump(config.to_dict(), allow_unicode=True))
+    discard_old()
 
 
 def _processes() -> Callable[[], set[int]]:

@@ -4,6 +4,7 @@ Who generates, scores and learns is one layer down (orchestration/), what a step
 learners/, what a number means in algos/, what a run says of itself in record.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,12 @@ def run_ppo(
     *,
     log: RunLog,
     console: Console,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it."""
+    """Train a policy on `prompts` and write it to `policy/`; what summary.json says of it.
+
+    begin: called once every actor is up, with the state to go on from: the run can start.
+    """
     specs = make_specs(config, plan, start, prompts)
     journal = Journal(config.dir, console.note)
     cluster = Cluster(config, plan, prompts, specs, journal)
@@ -72,6 +77,7 @@ def run_ppo(
         if log.gauges:
             cluster.reactor.every(live.EVERY, live.Live(cluster, log.gauges).update)
         cluster.start(cluster.checkpoints.latest() if start.resume else None)
+        begin()
         log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
             record = Record(config, cluster, log, line, tell=journal)

@@ -15,6 +15,7 @@ from rlhf_ray.models.loading import load_config, load_tokenizer, positions_of
 from rlhf_ray.models.reward_model import SETTINGS_FILE
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.keys import KEYS
+from rlhf_ray.observe.trackers import check_tracker
 from rlhf_ray.rewards.function import FunctionReward
 from rlhf_ray.training.engine import check_context
 from rlhf_ray.training.estimators import check_estimator
@@ -29,17 +30,18 @@ TAKEN = {key.partition("/")[2] for key in KEYS if key.startswith("score/") and "
 def preflight(config: Config) -> None:
     """Raise ValueError for settings or data of a resolved config that a later phase would refuse.
 
-    Where all models are there PPO comes first, and finds the rest by itself.
+    Where all models are there the scorers come next, and load what scores: that is not done twice.
     """
     check_estimator(config.ppo)
     check_installed(config.rollout.backend)
     check_names(config.reward)
+    check_tracker(config.run.tracker)
     policy, reward = policy_of(config), reward_of(config)
-    if policy is not None and reward is not None:
-        return
     tokenizer, model = _loaded(config, policy or config.model.path)
     check_context(config, model, policy or "the model that SFT trains")
     enough_prompts(config, tokenizer)
+    if policy is not None and reward is not None:
+        return
     check_sources(config)
     if reward is None:
         check_lists(config, tokenizer, model)

@@ -54,7 +54,7 @@ class Record:
         self._latest: Evaluation | None = None
         self._pending: dict[str, float] = {}
         self._checkpoint_seconds = 0.0
-        self._reported = 0
+        self._reported = cluster.step
         self.score: float | None = None  # on held-out prompts, where the step that runs had them
 
     # Before the loop

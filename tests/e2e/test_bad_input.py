@@ -1,5 +1,6 @@
 """What users get wrong, in jobs as they run them: exit 2, one line with cause and fix."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,10 +88,15 @@ def test_a_reward_function_that_fails_ends_the_run_with_its_cause(
     run, place = new_run(function)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"I bought thing {i}\n" for i in range(40)), encoding="utf-8")
-    flags = (*place, *TINY, f"--recipe={recipe}", f"--data.prompts={prompts}")
-    done = job("ppo", *flags, "--sft.epochs=0", f"--model.path={run / 'sft'}")
+    policy = tmp_path / "policy"
+    shutil.copytree(run / "sft", policy)
+    (run / "checkpoints").mkdir()
+    flags = (*place, *TINY, f"--recipe={recipe}", f"--data.prompts={prompts}", "--run.overwrite")
+    done = job("ppo", *flags, "--sft.epochs=0", f"--model.path={policy}")
     refused(done, f"bad_rewards:{function}", expected)
     wait_for(lambda: not actor_processes(), seconds=30, why="an actor outlives the run")
+    if function == "nowhere":  # it never began: the old run is back
+        assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "reward", "sft"]
 
 
 def test_ctrl_c_leaves_a_run_to_resume_and_no_process(interrupted: Interrupted):
@@ -102,3 +108,14 @@ def test_ctrl_c_leaves_a_run_to_resume_and_no_process(interrupted: Interrupted):
     run = interrupted.directory
     assert summary(run)["rollouts"]["consumed"] == STEPS * 16
     assert [row["step"] for row in rows(run)] == list(range(STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(interrupted: Interrupted):
+    run = interrupted.directory
+    begun_with = (run / "config.yaml").read_text()
+    again = (f"--run.root={run.parent}", f"--run.name={run.name}", "--resume")
+    critic = "shared" if "critic: separate" in begun_with else "separate"
+    more = (f"--ppo.iterations={STEPS + 1}", f"--ppo.critic={critic}")
+    refused(job("ppo", *again, *more), "resume with the model and critic that wrote it")
+    assert (run / "config.yaml").read_text() == begun_with

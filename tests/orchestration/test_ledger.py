@@ -21,6 +21,23 @@ def shards_of(batch: BatchKey) -> list[list[RolloutKey]]:
     ]
 
 
+def test_what_nobody_will_consume_does_not_count_as_committed() -> None:
+    ledger, version = Ledger(), Version(0, 0)
+    for step in (0, 1):
+        keys = [[RolloutKey(TRAIN, step, prompt, 0)] for prompt in range(2)]
+        ledger.open(BatchKey(TRAIN, step), keys)
+    leases = [ledger.lease("a", version, deadline=9.0, max_staleness=1) for _ in range(4)]
+    for lease in leases[:3]:
+        ledger.commit(lease, version)
+    for shard in (0, 1):
+        ledger.score(BatchKey(TRAIN, 0), shard, None)
+    ledger.consume(BatchKey(TRAIN, 0))
+    ledger.void()
+    assert ledger.counts["committed"] == ledger.counts["consumed"] == 2
+    assert ledger.counts["voided"] == 2 and not ledger.pending()
+    assert not ledger.commit(leases[3], version) and not ledger.holds(leases[2])
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Events in any order, against sets of what was asked for, is held and was consumed."""
 

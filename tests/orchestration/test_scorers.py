@@ -40,6 +40,22 @@ class OnceStuck:
         return shard[0], present()
 
 
+class TwoSecondsEach(OnceStuck):
+    """Slow, and well."""
+
+    def score(self, *shard: Any) -> tuple[Any, Presence]:
+        time.sleep(2)
+        return shard[0], present()
+
+
+class Stuck(OnceStuck):
+    """Each of its processes hangs."""
+
+    def score(self, *shard: Any) -> tuple[Any, Presence]:
+        time.sleep(600)
+        return shard[0], present()
+
+
 class LoadsForEver(OnceStuck):
     """A model that takes longer to load than a test."""
 
@@ -117,6 +133,44 @@ def test_one_process_that_hangs_in_all_of_its_shards_is_ended_once(tmp_path, mon
     assert [row.restarts for row in stuck] == [1] * len(stuck) and stuck
     assert all("did not finish `shard" in row.last_error for row in stuck)
     assert len(log) == len(stuck)
+
+
+@pytest.mark.slow
+def test_a_deadline_is_of_a_shard_not_of_all_that_wait_before_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, TwoSecondsEach))
+    pools = pools_of(reactor := Reactor(), tmp_path / "begun", "busy", log := [])
+    try:
+        pools.wait_ready(60.0)
+        done: list[Exception | None] = []
+        for shard in range(6):
+            pools.score(
+                f"table {shard}",
+                what=f"shard {shard}",
+                timeout=5.0,
+                then=lambda columns, error: done.append(error),
+            )
+        reactor.pump_until(lambda: len(done) == 6)
+    finally:
+        pools.shutdown()
+    assert done == [None] * 6 and log == []
+    assert [row.restarts for row in pools.standing()] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_shard_that_no_process_scores_in_time_names_the_setting(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROLES", dict.fromkeys(ROLES, Stuck))
+    pools = pools_of(reactor := Reactor(), tmp_path / "begun", "slow shards", [])
+    try:
+        pools.wait_ready(60.0)
+        done: list[Exception | None] = []
+        pools.score(
+            "table", what="shard 0", timeout=15.0, then=lambda columns, error: done.append(error)
+        )
+        reactor.pump_until(lambda: bool(done))
+    finally:
+        pools.shutdown()
+    assert isinstance(done[0], TimeoutError)
+    assert "give a shard longer than --cluster.shard-timeout-s 15" in str(done[0])
 
 
 def test_what_waits_for_room_says_what_it_needs_and_what_is_free() -> None:

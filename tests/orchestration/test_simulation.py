@@ -151,6 +151,14 @@ def test_a_shard_that_is_never_finished_goes_to_another_by_its_deadline() -> Non
     started.run._check(0, started.run.rollouts.take(0))
 
 
+def test_a_shard_that_is_too_much_for_every_generator_ends_the_run() -> None:
+    started = Started(Scenario(generators=2, pace=Pace(token=10.0), shard_timeout=600.0))
+    started.run.rollouts.request(0)
+    with pytest.raises(TimeoutError, match=r"of step 0 .* 600 s, 4 times: .*shard-timeout"):
+        started.until(lambda: False)
+    assert started.pool.restarts <= 8
+
+
 def test_a_load_longer_than_a_silence_is_no_silence() -> None:
     started = Started(Scenario(generators=2, pace=Pace(load=45.0)))
     started.run._publish(Version(0, 1))

@@ -14,8 +14,15 @@ class Remote:
     def __init__(self, stage: SimulatedStage, generators: int) -> None:
         self.actor, self._stage = ControlActor(generators), stage
         self.exchange = self
+        self.hangs, self.renewed = False, 0
+
+    def renew(self) -> None:
+        self.actor = ControlActor(1)
+        self.hangs, self.renewed = False, self.renewed + 1
 
     def remote(self, report: Report) -> SimRef:
+        if self.hangs:
+            return SimRef()
         return self._stage.world.later(0.01, self.actor.exchange(report))
 
 
@@ -29,6 +36,7 @@ class Steered:
             self.run.reactor,
             self.remote,
             self.run.pool,
+            renew=self.remote.renew,
             generators=generators,
             standing=list,
             log=self.log.append,
@@ -61,6 +69,19 @@ def test_a_wish_is_followed_up_and_down() -> None:
     assert steered.control.scale(-2, relative=True) == 1
     steered.until(1)
     assert [line.split(":")[0] for line in steered.log] == ["1 → 3 generators", "3 → 1 generators"]
+
+
+def test_a_control_actor_that_hangs_is_made_anew_and_learns_what_was_wished() -> None:
+    steered = Steered()
+    steered.control.scale(3, relative=False)
+    steered.until(3)
+    steered.remote.hangs = True
+    steered.for_seconds(29)
+    assert not steered.remote.renewed
+    steered.for_seconds(3)
+    assert steered.remote.renewed == 1 and steered.remote.actor._wish.generators == 3
+    assert "control did not finish `exchange` in 30 s; it is started anew" in steered.log
+    assert steered.run.pool.wanted == 3
 
 
 def test_learners_that_wait_bring_generators_by_themselves_and_idleness_takes_them() -> None:

@@ -14,6 +14,9 @@ def lengths(prompts, responses):
 def raises(prompts, responses):
     raise KeyError("no such prompt")
 
+def endless(prompts, responses):
+    return [1.0, float("inf")]
+
 def one(prompts, responses):
     return [1.0]
 """
@@ -37,3 +40,5 @@ def test_its_scores_or_its_fault() -> None:
         gold_scores("raises")
     with pytest.raises(ValueError, match=r"user_gold:one gave 1 scores for 2 samples"):
         gold_scores("one")
+    with pytest.raises(ValueError, match=r"user_gold:endless gave NaN or inf"):
+        gold_scores("endless")

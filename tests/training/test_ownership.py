@@ -51,6 +51,15 @@ def test_the_directory_may_be_removed_meanwhile(tmp_path: Path) -> None:
             pass
 
 
+def test_a_link_stands_for_what_it_leads_to(tmp_path: Path) -> None:
+    run, link = tmp_path / "run", tmp_path / "latest"
+    run.mkdir()
+    link.symlink_to(run)
+    with owned(run), pytest.raises(ValueError, match="another process"), owned(link):
+        pass
+    assert replaced(link) == replaced(run)
+
+
 def lay_aside(run: Path) -> Path:
     """What --run.overwrite does with an old run; where that lies."""
     aside = replaced(run)

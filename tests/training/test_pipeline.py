@@ -84,6 +84,19 @@ def test_a_run_that_is_replaced_is_back_where_its_successor_never_began(config: 
     assert [path.name for path in config.dir.parent.iterdir()] == [config.dir.name]
 
 
+def test_a_run_behind_a_link_is_overwritten_where_it_lies(config: Config) -> None:
+    place = config.dir.parent / "elsewhere"
+    (place / "checkpoints").mkdir(parents=True)
+    config.dir.symlink_to(place.absolute())
+    anew = dataclasses.replace(config, run=dataclasses.replace(config.run, overwrite=True))
+    with claimed(anew, resume=False) as discard_old:
+        (config.dir / "sft").mkdir(parents=True)
+        (config.dir / "config.yaml").touch()
+        discard_old()
+    assert config.dir.is_symlink() and not replaced(place).exists()
+    assert sorted(path.name for path in place.iterdir()) == ["config.yaml", "sft"]
+
+
 def test_a_run_that_lay_aside_when_its_process_was_killed_is_put_back(config: Config) -> None:
     (replaced(config.dir) / "checkpoints").mkdir(parents=True)
     (config.dir / "data").mkdir(parents=True)
@@ -108,7 +121,7 @@ def test_a_run_that_fails_as_soon_as_it_has_begun_has_replaced_the_old_one(confi
 def test_a_run_has_not_begun_before_all_that_it_starts_with_is_written(config: Config) -> None:
     (config.dir / "provenance.json").mkdir(parents=True)  # so that it cannot be written
     with pytest.raises(OSError, match=r"provenance\.json"):
-        pipeline._begin(config, plan(config.cluster, [Node("a", "here", 2.0)]))
+        pipeline._begin(config, plan(config.cluster, [Node("a", "here", 2.0)]), lambda: None)
     assert not (config.dir / "config.yaml").exists()
 
 

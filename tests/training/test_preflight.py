@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from rlhf_ray.config import PPO, Config, MetaRM, Reward, RewardSource
+from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.training.pipeline import run
 from rlhf_ray.training.preflight import preflight
@@ -127,10 +128,29 @@ def test_nothing_is_trained_where_a_later_phase_would_fail(config: Config, fault
     assert not ray.is_initialized()
 
 
-def test_where_all_models_are_there_ppo_finds_the_rest(config: Config) -> None:
-    """What is slow to look at (a function's module may load a model) is not looked at twice."""
-    for name in ("sft", "reward"):
-        (config.dir / name).mkdir(parents=True)
-    preflight(changed(config, "data", prompts="empty.txt"))
-    with pytest.raises(ValueError, match="score/mean"):
-        preflight(scored_by(config, function="my_rewards:mean"))
+def with_models(config: Config) -> None:
+    """As after SFT and the reward model."""
+    tokenizer = make_tokenizer(["the room was good"], 300)
+    tokenizer.save_pretrained(config.dir / "sft")
+    make_decoder(tokenizer, 64, 1, 0).save_pretrained(config.dir / "sft")
+    (config.dir / "reward").mkdir()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["a context that the model lacks", "no prompts", "none held out", "a name that is a metric's"],
+)
+def test_where_all_models_are_there_the_rest_is_looked_at_all_the_same(
+    config: Config, fault: str
+) -> None:
+    with_models(config)
+    preflight(config)
+    change, message = FAULTS[fault]
+    with pytest.raises(ValueError, match=message.replace("the model that SFT trains", ".*sft")):
+        preflight(change(config))
+
+
+def test_what_is_slow_to_look_at_is_not_looked_at_twice(config: Config) -> None:
+    """A function's module may load a model, and scorers come next."""
+    with_models(config)
+    preflight(scored_by(config, function="no_rewards:brevity"))
