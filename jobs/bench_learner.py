@@ -184,7 +184,7 @@ def main() -> int:
     table = rollouts(args)
     repeats = args.updates
     update = measure(lambda: learner.update(0, table), args.device, dtype, repeats=repeats)
-    scoring = measure(lambda: learner.score(table), args.device, dtype, repeats=repeats)
+    scoring = measure(lambda: learner.old_pass(table), args.device, dtype, repeats=repeats)
     heads = [args.vocab, 1] if separate else [args.vocab]
     once = sum(forward_operations(args, body, outputs=outputs) for outputs in heads)
     tokens = args.batch * (args.prompt_len + args.response - 1)

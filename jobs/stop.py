@@ -26,7 +26,7 @@ def main() -> int:
     options = tyro.cli(Options, prog="jobs/stop.py", description=__doc__)
     with join_session():
         ask(options.run, "stop")
-    print(f"{options.run}: stops after the iteration that runs now (held: after one more)")
+    print(f"{options.run}: stops after the current iteration (if paused: after one more)")
     return 0
 
 

@@ -30,7 +30,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Resumable(Command):
-    """Of a job that goes on where it was."""
+    """The command line of a job that can be resumed."""
 
     resume: bool = False
     """Go on with this run after its last complete checkpoint."""

@@ -342,7 +342,7 @@ class Rollout:
     """A response ends at EOS or here."""
     temperature: float = 1.0
     """Every log-probability is of the distribution sampled from: logits / temperature. At least
-    0.01, which vLLM would take for anything below."""
+    0.01: vLLM silently raises lower values to that."""
     dtype: Dtype = "auto"
     """Type of the generator's weights. auto: what the learner computes in (model.dtype), which on
     GPUs is bfloat16: of compute capability 8 and more. On older ones give float32 for both."""
@@ -425,7 +425,8 @@ class PPO:
     whiten_advantages: bool = True
     """Advantages to mean 0 and deviation 1 over the whole batch (gae and reinforce_pp)."""
     max_staleness: int = 0
-    """How many versions generation may be ahead of learning. 0: synchronous and exact."""
+    """How many versions older than the learner's the policy that samples may be. 0: synchronous
+    and exact."""
     importance_cap: float = 2.0
     """Cap of each token's importance weight, exp(old − behaviour), when `max_staleness` > 0."""
     micro_batch_tokens: int | None = None

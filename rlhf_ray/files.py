@@ -14,7 +14,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     What was at `path` stays until then. What takes its place is on the disk before: after a power
     cut the one or the other is there, whole. The directory is made where it is missing. A link
-    stays one, to a new file. What is no file, a device or a pipe, is written to itself.
+    stays one, to a new file. A device or a pipe is written to directly.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

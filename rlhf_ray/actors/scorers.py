@@ -19,7 +19,7 @@ from rlhf_ray.models.reference import ReferenceModel
 from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.rewards.combine import CombinedReward, build
 from rlhf_ray.rewards.function_worker import load
-from rlhf_ray.rewards.table import score_table
+from rlhf_ray.rewards.table import responses_of, score_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +140,20 @@ class RewardActor:
         reward: Σ weight · component, before calibration, clipping and penalties.
         """
         table = fetch(shards).slice(0, limit)
-        names = [f"score/{name}" for name in self._reward.names]
+        texts = responses_of(table, self._tokenizer)  # what reward functions read, too
         rows = [
-            _sample(row, self._tokenizer)
-            | {"reward": self._reward.total({name[6:]: row[name] for name in names})}
-            for row in table.to_pylist()
+            _sample(row, prompt, response) | {"reward": self._total(row)}
+            for row, prompt, response in zip(
+                table.to_pylist(), texts.prompts, texts.responses, strict=True
+            )
         ]
         if self._gold is not None:
             gold = self._gold_scores(rows)
             rows = [row | {"gold": value} for row, value in zip(rows, gold, strict=True)]
         return rows
+
+    def _total(self, row: dict[str, Any]) -> float:
+        return self._reward.total({name: row[f"score/{name}"] for name in self._reward.names})
 
     def _gold_scores(self, rows: list[dict[str, Any]]) -> list[float]:
         """ValueError, naming the function, where it raises or gives no number for a row."""
@@ -167,14 +171,14 @@ class RewardActor:
         return gold
 
 
-def _sample(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """One joined row as text and numbers. kl: Σ(behaviour − reference) of its tokens, in nats."""
+def _sample(row: dict[str, Any], prompt: str, response: str) -> dict[str, Any]:
+    """One joined row with its texts. kl: Σ(behaviour − reference) of its tokens, in nats."""
     tokens = row["response_token_ids"]
     return {
         "rollout_id": row["rollout_id"],
         "prompt_id": row["prompt_id"],
-        "prompt": tokenizer.decode(row["prompt_token_ids"], skip_special_tokens=True),
-        "response": tokenizer.decode(tokens, skip_special_tokens=True),
+        "prompt": prompt,
+        "response": response,
         "response_token_ids": tokens,
         "finish_reason": row["finish_reason"],
         "length": len(tokens),

@@ -25,7 +25,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of the unmasked elements: Σ_i m_i·x_i / Σ_i m_i, over all or along `dim`.
 
     Along the tokens it is the mean pooling of Reimers and Gurevych 2019, section 3. A tensor with
-    no rows at all has mean 0 (and none where a mean is of a row), as in `masked_moments`.
+    no rows at all has mean 0 (an empty tensor where `dim` keeps the rows), as in `masked_moments`.
 
     Args:
         x: floating point, any shape.

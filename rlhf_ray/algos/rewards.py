@@ -50,7 +50,8 @@ def shaped_rewards(
     )
     scores_B = _scores(scores_B, len(mask_BT))
     kl_BT = kl_estimate(logprobs_BT, ref_logprobs_BT, kl_kind)
-    penalty_BT = kl_coef * kl_BT if kl_coef else torch.zeros_like(kl_BT)  # β = 0 costs nothing
+    # Not 0·kl, which is NaN where the KL is infinite.
+    penalty_BT = kl_coef * kl_BT if kl_coef else torch.zeros_like(kl_BT)
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     is_last_BT = positions_T == last_unmasked(mask_BT)[:, None]
     return zero_outside(mask_BT, -penalty_BT) + zero_outside(is_last_BT, scores_B[:, None])

@@ -21,6 +21,7 @@ from rlhf_ray.data.faults import (
 )
 from rlhf_ray.data.preference_formats import PROMPT, prompt_column_of
 from rlhf_ray.data.rows import Row, read_rows
+from rlhf_ray.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def load_samples(
 
 def write_samples(path: str | Path, samples: Iterable[Samples]) -> None:
     """One prompt a line, marked as rendered."""
-    with Path(path).open("w", encoding="utf-8") as file:
+    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
         for one in samples:
             row = {"prompt": one.prompt, "responses": one.responses, "rendered": True}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -130,6 +130,12 @@ def views(table: pa.Table, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return _alias(values), torch.from_numpy(offsets - offsets[0])
 
 
+def rows_of(table: pa.Table, name: str) -> list[np.ndarray]:
+    """A list column's rows, as views of its memory: read-only."""
+    values, offsets = views(table, name)
+    return np.split(values.numpy(), offsets[1:-1].numpy()) if table.num_rows else []
+
+
 def _alias(values: np.ndarray) -> torch.Tensor:
     """A tensor on `values`' own memory; torch warns of read-only arrays, which is meant here."""
     with warnings.catch_warnings():

@@ -161,7 +161,7 @@ class EngineThread:
             self._failure = error
         if not self.started.done():
             self.started.set_exception(error)
-        # To who waits for a shard a ValueError says that a request was refused.
+        # A ValueError would tell a caller that its own request was refused: wrap it.
         refuses = isinstance(error, ValueError)
         of_shards = EngineDead(f"ValueError: {error}") if refuses else error
         for shard in self._shards.values():

@@ -45,7 +45,7 @@ class Completion:
 
 
 class EngineDead(RuntimeError):
-    """What the engine holds is undefined, as by a load that broke off: its process must end."""
+    """The engine's weights are undefined, as after half a load: its process is to end."""
 
 
 class Generator(Protocol):

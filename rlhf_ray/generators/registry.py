@@ -56,7 +56,7 @@ def _transformers(
     eager: bool = False,
     **options: Any,
 ) -> "Generator":
-    """It has no metrics and no graphs, is of one device, never sleeps, and copies its weights."""
+    """Options that only vLLM has are ignored, but for `tensor_parallel`, which is refused."""
     if tensor_parallel > 1:
         raise ValueError(
             f"rollout.tensor_parallel {tensor_parallel} is for rollout.backend vllm: transformers "

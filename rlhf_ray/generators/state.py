@@ -25,7 +25,7 @@ class StateLayout:
     def complete(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """All tensors of a version by name, tied ones under each of their names.
 
-        Those that are fixed where they came. Raises ValueError, naming them, where others are
+        Fixed ones only where they were sent. Raises ValueError, naming them, where others are
         missing, or any are unknown or of another shape.
         """
         given = dict(tensors)

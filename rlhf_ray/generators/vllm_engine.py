@@ -1,7 +1,7 @@
 """vLLM's engine core in this process, stepped by its caller.
 
-This file and vllm_reload.py alone know vLLM. Private behaviours of vLLM 0.32 that they rely on, or
-work around, are held down by tests/contracts. The process needs
+Only the vllm_*.py files know vLLM; this one and vllm_reload.py import it. Private behaviours of
+vLLM 0.32 that they rely on, or work around, are held down by tests/contracts. The process needs
 `environment.vllm_environment` before it imports this file.
 """
 

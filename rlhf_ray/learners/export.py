@@ -59,7 +59,7 @@ class Exporter:
         self.actor, self.weights, self.group = actor, weights, group
         self._names, self._dtype, self._source = names, dtype, source
         self._trust = trust_remote_code
-        # Here, not later: between passes FSDP2 may have gathered tensors in the module instead.
+        # Collected now: later FSDP2 may have put gathered tensors in place of these parameters.
         self._frozen = [(name, p) for name, p in actor.named_parameters() if not p.requires_grad]
 
     def export(self, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:

@@ -47,7 +47,7 @@ class Optimizer:
         self._adam.step()
         for slice_ in self._slices:
             slice_.local.grad = None
-        self.weights.publish()
+        self.weights.refresh()
 
     def restart(self) -> None:
         """Forget the steps taken and their moments."""

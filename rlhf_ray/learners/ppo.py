@@ -71,12 +71,13 @@ class PPOLearner:
             raise ValueError(f"estimator {settings.estimator} needs a critic, and none was given")
         trunks = [actor.model.base_model, *([critic.backbone] if critic else [])]
         self._packed = all(packs(trunk) for trunk in trunks)
-        self._make_optimizer(actor, critic, dtype)
+        self._take_over(actor, critic, dtype)
         self.kl_coef = AdaptiveKL(
             settings.kl_coef, settings.kl_target or math.inf, settings.kl_horizon
         )
 
-    def _make_optimizer(self, actor: Actor, critic: Critic | None, dtype: torch.dtype) -> None:
+    def _take_over(self, actor: Actor, critic: Critic | None, dtype: torch.dtype) -> None:
+        """Make the models' parameters this learner's, to train in `dtype`."""
         eps, shard = self.settings.adam_eps, self.settings.shard_weights
         self.actor, self.critic = actor.eval(), critic
         if self.settings.activation_checkpointing:
@@ -114,7 +115,7 @@ class PPOLearner:
             inf would spoil; ValueError for a table that cannot be learned from.
         """
         rollouts = Rollouts.from_table(table)
-        old = self._old_pass(rollouts, step)
+        old = self._old_pass(rollouts, of=f"step {step}")
         targets, stats = make_targets(
             rollouts, old, self.settings, kl_coef=self.kl_coef.coef, step=step
         )
@@ -125,9 +126,9 @@ class PPOLearner:
             self.kl_coef.update(stats["kl/mean_k1"], len(rollouts))
         return stats
 
-    def score(self, table: pa.Table) -> OldPass:
+    def old_pass(self, table: pa.Table) -> OldPass:
         """Log-probabilities, entropies and values of these rollouts, without learning from them."""
-        return self._old_pass(Rollouts.from_table(table), step=-1)
+        return self._old_pass(Rollouts.from_table(table), of="these rollouts")
 
     def parameters(self) -> int:
         """How many parameters the policy has, tied ones counted once."""
@@ -195,7 +196,7 @@ class PPOLearner:
         )
 
     @torch.no_grad()
-    def _old_pass(self, rollouts: Rollouts, step: int) -> OldPass:
+    def _old_pass(self, rollouts: Rollouts, *, of: str) -> OldPass:
         """Log-probabilities, entropies and values before the update, of all rows on every rank."""
         found_3N = torch.zeros(3, rollouts.tokens)
         for micro in self._micro_batches(rollouts, range(len(rollouts))):
@@ -215,14 +216,15 @@ class PPOLearner:
         found_3N = self.group.sum(found_3N.to(self.group.device)).cpu()
         for name, x_N in zip(("log-probabilities", "entropies", "values"), found_3N, strict=True):
             if not bool(x_N.isfinite().all()):
-                raise FloatingPointError(f"old {name} of step {step} hold NaN or inf")
+                raise FloatingPointError(f"old {name} of {of} hold NaN or inf")
         has_values = self.critic is not None or self.actor.value_head is not None
         return OldPass(found_3N[0], found_3N[1], found_3N[2] if has_values else None)
 
     def _learn(self, rollouts: Rollouts, targets: Targets, step: int) -> dict[str, float]:
         """Epochs of optimizer steps; metrics over all of them."""
         if step == self.settings.warmup_iterations and self.critic is None:
-            # The trunk's moments are of zeros alone: Adam's next steps would be .5 to 3 times lr.
+            # In warm-up the trunk's gradients were zero, and so are its moments: with these, Adam's
+            # next steps would be .5 to 3 times lr.
             self.policy_optimizer.restart()
         totals = Totals()
         losses = Losses(targets, self.settings, self.group.device, kl_coef=self.kl_coef.coef)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.data import schemas
-from rlhf_ray.models.reference import rows_of
+from rlhf_ray.data.schemas import rows_of
 
 COLUMNS = (
     "rollout_id",

@@ -34,8 +34,8 @@ class Weights(Protocol):
     """A module's parameters on this rank."""
 
     module: nn.Module
-    kept: bool
-    """Whether this rank's slices go into a checkpoint: no rank before it holds them."""
+    writes_slices: bool
+    """Whether this rank writes its slices into a checkpoint: each row has one writer."""
 
     def slices(self) -> list[Slice]:
         """The float32 masters, always in the same order, tied parameters once."""
@@ -49,7 +49,7 @@ class Weights(Protocol):
         """√Σ g² over the whole module, from every rank's gradients; float64, no dimension."""
         ...
 
-    def publish(self) -> None:
+    def refresh(self) -> None:
         """Compute with the masters' new values from now on."""
         ...
 
@@ -78,7 +78,7 @@ class Whole:
 
     def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
         self.module, self._group = module.to(group.device), group
-        self.kept = group.rank == 0
+        self.writes_slices = group.rank == 0
         self.names, self.parameters = _trainable(module)
         self._master = torch.cat([p.detach().float().flatten() for p in self.parameters])
         self._grad = torch.zeros_like(self._master)
@@ -120,7 +120,7 @@ class Whole:
     def norm(self, grads: list[Tensor]) -> Tensor:
         return _sum_of_squares(grads).sqrt()
 
-    def publish(self) -> None:
+    def refresh(self) -> None:
         if self._compute is not self._master:
             self._compute.copy_(self._master)
 
@@ -149,7 +149,7 @@ class Sharded:
 
     def __init__(self, module: nn.Module, group: Group, *, dtype: torch.dtype) -> None:
         self.module, self._group = module, group
-        self.kept = True
+        self.writes_slices = True
         half = dtype != torch.float32
         policy = MixedPrecisionPolicy(
             param_dtype=dtype if half else None,
@@ -188,7 +188,7 @@ class Sharded:
     def norm(self, grads: list[Tensor]) -> Tensor:
         return self._group.sum(_sum_of_squares(grads)).sqrt()
 
-    def publish(self) -> None:
+    def refresh(self) -> None:
         """Drop what the root keeps gathered after a pass without a backward one.
 
         Otherwise FSDP2 gathers the masters at each forward pass.

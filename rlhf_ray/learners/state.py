@@ -40,7 +40,7 @@ def save(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    mine = {role: found for role, found in optimizers.items() if found.weights.kept}
+    mine = {role: found for role, found in optimizers.items() if found.weights.writes_slices}
     held = {key: (slice_, x) for key, slice_, x in _tensors(mine)}
     stem = f"rank-{group.rank:05d}"
     data = directory / f"{stem}.safetensors"
@@ -87,7 +87,7 @@ def load(
         for index in indexes:
             _copy_rows(directory, index, key, slice_, x)
     for optimizer in optimizers.values():
-        optimizer.weights.publish()
+        optimizer.weights.refresh()
     group.barrier()
     return state["scalars"]
 

@@ -128,9 +128,9 @@ def positions_of(config: PretrainedConfig) -> int | None:
     return next((n for n in stated if n is not None and n > 0), None)  # XLNet's -1 is no limit
 
 
-def check_length(model: PreTrainedModel, tokens: int, option: str) -> None:
-    """Raise ValueError where `option` asks for rows of more tokens than `model` has positions."""
-    positions = positions_of(model.config)
+def check_length(config: PretrainedConfig, tokens: int, option: str) -> None:
+    """Raise ValueError where `option` asks for rows of more tokens than a model has positions."""
+    positions = positions_of(config)
     if positions is not None and tokens > positions:
         raise ValueError(
             f"--{option} is {tokens}, and the model has {positions} positions: "

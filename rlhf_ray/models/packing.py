@@ -127,12 +127,12 @@ def _packed(backbone: Any, rows: PackedRows) -> Tensor:
     alike = len(rows.lengths) > 1 and len(set(rows.lengths)) == 1
     rounded = compiles_each(next(backbone.parameters())) and not alike
     more = -tokens % TOKENS if rounded else 0
-    # What fills up is at 0 throughout: a model may have fewer positions than it has tokens.
+    # Filler tokens all get position 0: counted on, they could exceed the model's positions.
     positions = [*map(np.arange, rows.lengths), np.zeros(more, np.int64)]
     out = backbone(
         input_ids=F.pad(rows.ids_N, (0, more))[None],
         position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
-        # Of four dimensions, so that transformers makes none of N·N; the blocks stand for it.
+        # A 4-D mask keeps transformers from building an N×N one; `blocks` does the masking.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         use_cache=False,
         blocks=blocks_of(rows.lengths, device, multiple_of=LENGTH if rounded else 1),

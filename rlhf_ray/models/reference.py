@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_ray.data.batching import token_budget_batches
-from rlhf_ray.data.schemas import ref_columns, views
+from rlhf_ray.data.schemas import ref_columns, rows_of
 from rlhf_ray.models.actor_critic import Actor, check_head
 from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import cast_parameters, compute_dtype, load_causal_lm
@@ -72,9 +72,3 @@ class ReferenceModel:
             for i, part in zip(batch, parts, strict=True):
                 result[i] = part
         return result
-
-
-def rows_of(table: pa.Table, name: str) -> list[np.ndarray]:
-    """A list column's rows, as views of its memory: read-only."""
-    values, offsets = views(table, name)
-    return np.split(values.numpy(), offsets[1:-1].numpy()) if table.num_rows else []

@@ -4,7 +4,6 @@ B rows, T positions, N tokens of all rows end to end, D features.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from rlhf_ray.files import write_json
 from rlhf_ray.models.loading import (
     cast_parameters,
     features_of,
@@ -219,10 +219,7 @@ def read_calibration(path: str | Path) -> Calibration | None:
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
     """Store `calibration` with the reward model at `path`, whole or not at all."""
-    file = Path(path) / CALIBRATION_FILE
-    aside = file.with_suffix(".json.tmp")
-    aside.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, file)
+    write_json(Path(path) / CALIBRATION_FILE, asdict(calibration))
 
 
 def calibrate(scores_N: Tensor) -> Calibration:

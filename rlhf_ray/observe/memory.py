@@ -92,13 +92,8 @@ class PssSampler:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def stop(self) -> float:
-        """Take a last sample, end the thread, return the peak in MB."""
         self._stop.set()
-        self._thread.join()
-        return self.peak_mb
+        self._thread.join()  # it takes a last sample
 
     def _run(self) -> None:
         while True:

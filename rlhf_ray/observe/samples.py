@@ -6,7 +6,7 @@ Columns: prompt_id, prompt, response, score, gold, kl, tokens, finish_reason, `s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +40,7 @@ class Pair:
     after: Sample
 
 
-def write_samples(
+def write_sample_file(
     run_dir: Path, step: int, samples: Sequence[Sample], *, split: Split = "step"
 ) -> Path:
     """Write one file for one step; it is complete or absent.
@@ -81,8 +81,8 @@ def steps_written(run_dir: Path, split: Split) -> dict[int, Path]:
 
 def rewind_samples(run_dir: Path, step: int) -> None:
     """Remove the files of later steps."""
-    for split in ("step", "heldout"):
-        for written, path in steps_written(run_dir, split).items():  # type: ignore[arg-type]
+    for split in get_args(Split):
+        for written, path in steps_written(run_dir, split).items():
             if written > step:
                 path.unlink()
 

@@ -11,6 +11,11 @@ from rich.text import Text
 
 from rlhf_ray.observe.samples import Pair
 
+_PAIRS = (
+    ("length", "length (tokens)", "{:.1f}"),
+    ("distinct2", "distinct bigrams", "{:.2f}"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Headline:
@@ -48,12 +53,6 @@ def headlines(summary: Mapping[str, Any]) -> list[Headline]:
         if first is not None and last is not None:
             rows.append(_row(name, first, last, form))
     return rows
-
-
-_PAIRS = (
-    ("length", "length (tokens)", "{:.1f}"),
-    ("distinct2", "distinct bigrams", "{:.2f}"),
-)
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
+
+from rlhf_ray.observe.keys import Phase
 
 MLFLOW_PARAMS = 100  # that it takes in one request; of metrics it takes 1,000
 # The driver's loop waits for a request: seconds, where mlflow by itself would try for minutes.
@@ -46,7 +48,7 @@ class WandB:
             mode=mode,
             settings=wandb.Settings(console="off", silent=True),
         )
-        for phase in ("sft", "rm", "ppo"):
+        for phase in get_args(Phase):
             self._run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:

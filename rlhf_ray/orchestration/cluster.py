@@ -31,8 +31,8 @@ from rlhf_ray.orchestration.scorers import ScorerPools
 from rlhf_ray.orchestration.steering import Steering
 from rlhf_ray.orchestration.watchdog import Watchdog
 
-LOSSES = 3  # of the learner group without a new step between: after these it would go on for ever
-SILENCES = 3  # heartbeat timeouts after which learners and scorers are taken for dead
+GROUP_LOSSES_ALLOWED = 3  # in a row, without a new step between; then the run ends
+HEARTBEATS_MISSED = 3  # heartbeat timeouts after which learners and scorers are taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Cluster:
             count=plan.scorers,
             threads=plan.threads,
             run=config.run.name,
-            silent_after=SILENCES * config.cluster.heartbeat_timeout_s,
+            silent_after=HEARTBEATS_MISSED * config.cluster.heartbeat_timeout_s,
             log=log,
         )
         self.rollouts = self._rollouts(prompts)
@@ -72,7 +72,7 @@ class Cluster:
         self._generators = plan.generators
         self._steering: Steering
         self.step, self.version = 0, Version(0, 0)
-        self._losses, self._furthest = 0, 0
+        self._group_losses, self._furthest = 0, 0
         self._stopped, self._kl = False, 0.0
 
     # Start and end
@@ -98,7 +98,7 @@ class Cluster:
         except LearnersLost as lost:
             self.version = Version(incarnation, 0)
             self._rebuild(lost)
-        self.persist(lambda: self.reactor.pump_until(lambda: self.pool.serving() > 0))
+        self.retry_if_learners_lost(self._wait_for_a_generator)
 
     def shutdown(self) -> None:
         """End every actor of the run."""
@@ -117,7 +117,7 @@ class Cluster:
     def steps(self) -> Iterator[int]:
         """The steps still to do; goes back by itself after a return to a checkpoint."""
         while not self.over:
-            self.persist(
+            self.retry_if_learners_lost(
                 lambda: self.reactor.pump_until(lambda: not self._wish.paused or self._wish.stop)
             )
             yield self.step
@@ -131,8 +131,11 @@ class Cluster:
         except LearnersLost as lost:
             self._rebuild(lost)
 
-    def persist(self, call: Callable[[], None]) -> None:
-        """Outside of a step: `call`, from its beginning again after a loss of the learner group."""
+    def retry_if_learners_lost(self, call: Callable[[], None]) -> None:
+        """Run `call`, from its beginning again whenever the learner group was lost and rebuilt.
+
+        For what is outside of a step; inside one see `recovery`.
+        """
         while True:
             try:
                 return call()
@@ -140,7 +143,7 @@ class Cluster:
                 self._rebuild(lost)
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Raw scores become rewards so from now on, for the scorers and for a critic of its own."""
+        """Use this calibration from now on, in the scorers and in a separate critic."""
         self.scorers.calibration = calibration
         self.learners.calibrate(calibration.mean, calibration.std)
 
@@ -174,12 +177,12 @@ class Cluster:
         if done % self.config.checkpoint.every == 0 or self.over:
             self._write_checkpoint(score)
         if done > self._furthest:
-            self._furthest, self._losses = done, 0
+            self._furthest, self._group_losses = done, 0
         return time.monotonic() - began
 
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a plain transformers directory, whoever dies meanwhile."""
-        self.persist(lambda: self.learners.save_policy(directory))
+        self.retry_if_learners_lost(lambda: self.learners.save_policy(directory))
 
     def sample(self, split: int, step: int, prompts: int) -> list[dict[str, Any]]:
         """One scored response to each of the first `prompts` prompts of a split, to look at."""
@@ -229,10 +232,10 @@ class Cluster:
     def _rebuild(self, lost: LearnersLost) -> None:
         """Make the learner group anew from the last checkpoint; also when that dies in turn."""
         while True:
-            self._losses += 1
-            if self._losses > LOSSES:
+            self._group_losses += 1
+            if self._group_losses > GROUP_LOSSES_ALLOWED:
                 raise RuntimeError(
-                    f"the learner group was lost {self._losses} times in a row at step "
+                    f"the learner group was lost {self._group_losses} times in a row at step "
                     f"{self.step}: it would be again. The last time: {lost}"
                 ) from lost
             self._log(f"{first_line(lost)}; going back to the last checkpoint")
@@ -256,6 +259,9 @@ class Cluster:
         self.rollouts.start_at(self.step)
         self.version = Version(incarnation, self.step)
         self.publish(self.step)
+
+    def _wait_for_a_generator(self) -> None:
+        self.reactor.pump_until(lambda: self.pool.serving() > 0)
 
     def _standing(self) -> list[Standing]:
         return self.scorers.standing() + self.learners.standing()
@@ -312,7 +318,7 @@ def _learners(
         deadlines=Deadlines(
             start=times.start_timeout_s,
             update=times.update_timeout_s,
-            silent=SILENCES * times.heartbeat_timeout_s,
+            silent=HEARTBEATS_MISSED * times.heartbeat_timeout_s,
         ),
         log=log,
     )

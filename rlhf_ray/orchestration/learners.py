@@ -160,9 +160,9 @@ class LearnerGroup:
         return Published(version, ray.put(manifest), tuple(refs), manifest.bytes)
 
     def gone(self, version: Version) -> None:
-        """Raise LearnersLost where nobody can load `version`, and no other would be made.
+        """Raise LearnersLost where nobody can load `version` and the learners are idle.
 
-        At work, they make the next one, or their own loss is heard of.
+        While they work, a new version follows, or their call reports the loss.
         """
         if version == self.version and not self._doing:
             raise LearnersLost(f"version {version} is gone, and the learners have made no other")
@@ -245,10 +245,10 @@ class LearnerGroup:
             )
 
     def _on_beat(self, rank: Rank, outcome: Outcome) -> None:
-        """End a rank that is silent: who waits for what it owes hears of its death then.
+        """Kill a silent rank: whoever waits for one of its calls gets its death as the error.
 
-        While nothing is owed, LearnersLost goes to whatever the driver waits for. It may be waiting
-        for generators, and they for a version that died with the rank's node.
+        With no call under way, raise LearnersLost here, into whatever the driver waits for: it may
+        be generators that wait for a version that died with the rank's node.
         """
         rank.beating = False
         if isinstance(outcome.error, Late):

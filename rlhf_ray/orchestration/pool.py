@@ -68,7 +68,9 @@ class GeneratorPool:
         self._settings, self._log = settings, log
         self._members: dict[str, Member] = {}
         self._published: Published | None = None
-        self._roomy: dict[str, Member] = {}  # all with room for a shard, and some without
+        self._roomy: dict[
+            str, Member
+        ] = {}  # candidates: all with room for a shard; `dispatch` drops the others
         self._places = Places()
         self._depth = min(settings.depth, MOST_DEPTH)
         self._born = 0
@@ -200,7 +202,8 @@ class GeneratorPool:
 
     def _on_ready(self, member: Member, outcome: Outcome) -> None:
         if outcome.error is not None:
-            # One that died has no place either: its group is to be placed anew.
+            # Only after a timeout: the group of one that died looks unplaced too, for Ray is
+            # placing it again.
             lacking = member.handle.lacking() if isinstance(outcome.error, Late) else ""
             self._died(member, Unplaced(lacking) if lacking else outcome.error)
             return

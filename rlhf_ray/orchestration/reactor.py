@@ -15,7 +15,8 @@ from ray.exceptions import RayError, RayTaskError
 
 TICK = 0.05  # seconds that an idle pump sleeps at most before the periodic functions run again
 EXPIRE_EVERY = 0.1  # seconds between looks at the deadlines
-AWAY = 1.0  # seconds beyond what it meant to wait after which the driver was not looking
+# A gap between two looks that is so many seconds longer than meant: the driver was away.
+AWAY = 1.0
 
 
 class Late(TimeoutError):
@@ -111,9 +112,10 @@ class Reactor:
     def outcomes(
         self, refs: Sequence[Any], *, who: Sequence[str], what: str, timeout: float
     ) -> list[Outcome | None]:
-        """How `refs`, asked of `who`, one each, ended; None for those that had not at an error.
+        """How each of `refs` ended; `who[i]` owes `refs[i]`.
 
-        Raises none of theirs: what it raises is of another's call that was served meanwhile.
+        Returns at the first error, with None for those still running. Their errors are returned;
+        what is raised comes from the callback of another call.
         """
         ended: dict[int, Outcome] = {}
         for i, ref in enumerate(refs):

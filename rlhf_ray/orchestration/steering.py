@@ -97,7 +97,7 @@ class Steering:
         if wish.auto is None:
             self._autoscaler = None
             if wish.generators != self._pool.wanted:
-                self._log(f"{self._pool.wanted} → {wish.generators} generators: it is wished")
+                self._log(f"{self._pool.wanted} → {wish.generators} generators, as asked")
                 self._pool.scale(wish.generators)
         elif wish.auto != before.auto:
             least, most = wish.auto

@@ -4,23 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.config import RewardSource
-from rlhf_ray.models.device import device_here
+from rlhf_ray.config import Dtype, RewardSource
 from rlhf_ray.models.ensemble import read_ensemble
-from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.rewards.classifier import ClassifierReward
 from rlhf_ray.rewards.ensemble import EnsembleReward
 from rlhf_ray.rewards.function import FunctionReward
 from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses, RewardFunction, Scores
 from rlhf_ray.rewards.trained import TrainedReward
-
-CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # of one forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ def build(
     sources: Sequence[RewardSource],
     policy_tokenizer: PreTrainedTokenizerBase,
     *,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: Dtype = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> CombinedReward:
@@ -93,13 +88,7 @@ def build(
             "there is no reward: reward.sources is empty and the run has no reward model; give "
             "data.preferences to train one, or a source, for example a function of your own"
         )
-    device = device or device_here()
-    compute = Compute(
-        dtype=compute_dtype(dtype, device),
-        device=device,
-        micro_batch_tokens=CPU_TOKENS if device == "cpu" else GPU_TOKENS,
-        trust_remote_code=trust_remote_code,
-    )
+    compute = Compute.on(device, dtype, trust_remote_code=trust_remote_code)
     built: list[Source] = []
     try:
         for name, source in zip(unique_names([s.name for s in sources]), sources, strict=True):

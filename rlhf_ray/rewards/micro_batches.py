@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rlhf_ray.config import Dtype
 from rlhf_ray.data.batching import token_budget_batches
+from rlhf_ray.models.device import device_here
+from rlhf_ray.models.loading import compute_dtype
 from rlhf_ray.models.packing import PackedRows
+
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of one forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,13 @@ class Compute:
     device: str = "cpu"
     micro_batch_tokens: int = 1024
     trust_remote_code: bool = False
+
+    @classmethod
+    def on(cls, device: str | None, dtype: Dtype, *, trust_remote_code: bool) -> "Compute":
+        """What a scorer computes with. device None: see `device_here`."""
+        device = device or device_here()
+        tokens = MICRO_BATCH_TOKENS[torch.device(device).type]
+        return cls(compute_dtype(dtype, device), device, tokens, trust_remote_code)
 
 
 @torch.inference_mode()

@@ -13,11 +13,9 @@ import torch
 from rlhf_ray.config import Dtype
 from rlhf_ray.data.chat import ChatTemplate, Messages, render
 from rlhf_ray.data.tokenise import tokenise_pairs
-from rlhf_ray.models.device import device_here
 from rlhf_ray.models.ensemble import first_member, read_ensemble
-from rlhf_ray.models.loading import compute_dtype, load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import Calibration, calibrate, read_calibration
-from rlhf_ray.rewards.combine import CPU_TOKENS, GPU_TOKENS
 from rlhf_ray.rewards.ensemble import Combination, EnsembleReward
 from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses
@@ -43,13 +41,7 @@ class Scorer:
         trust_remote_code: bool = False,
     ) -> None:
         self.path = Path(path)
-        device = device or device_here()
-        compute = Compute(
-            dtype=compute_dtype(dtype, device),
-            device=device,
-            micro_batch_tokens=CPU_TOKENS if device == "cpu" else GPU_TOKENS,
-            trust_remote_code=trust_remote_code,
-        )
+        compute = Compute.on(device, dtype, trust_remote_code=trust_remote_code)
         self._tokenizer = load_tokenizer(first_member(path), trust_remote_code=trust_remote_code)
         self._chat_template: ChatTemplate = chat_template
         ensemble = read_ensemble(path)

@@ -1,4 +1,4 @@
-"""Whether a critic of its own starts as the reward model: that one must read the policy's rows."""
+"""Whether a separate critic starts as the reward model: that one must read the policy's rows."""
 
 from transformers import PretrainedConfig
 

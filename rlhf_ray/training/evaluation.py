@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlhf_ray.data.schemas import EOS
 from rlhf_ray.models import reward_model
 from rlhf_ray.models.reward_model import Calibration
 
@@ -42,20 +43,20 @@ class Evaluation:
 
 def evaluate(samples: Rows, calibration: Calibration) -> Evaluation:
     """Summarise samples, one at least; neither clipped nor penalised."""
-    scores = scores_of(samples, calibration)
+    scores = calibrated_scores(samples, calibration)
     gold = [row["gold"] for row in samples if "gold" in row]
     return Evaluation(
         score=fmean(scores),
         score_std=pstdev(scores),
         kl=fmean(row["kl"] for row in samples),
         length=fmean(row["length"] for row in samples),
-        eos_fraction=fmean(row["finish_reason"] == "eos" for row in samples),
+        eos_fraction=fmean(row["finish_reason"] == EOS for row in samples),
         distinct2=distinct_bigrams([row["response_token_ids"] for row in samples]),
         gold=fmean(gold) if gold else None,
     )
 
 
-def scores_of(samples: Rows, calibration: Calibration) -> list[float]:
+def calibrated_scores(samples: Rows, calibration: Calibration) -> list[float]:
     """Their calibrated rewards."""
     return calibration(_rewards(samples)).tolist()
 

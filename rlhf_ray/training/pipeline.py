@@ -18,7 +18,7 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.files import write_json, write_text
 from rlhf_ray.models.loading import load_tokenizer
-from rlhf_ray.observe.console import Console
+from rlhf_ray.observe.console import Console, PhaseLine
 from rlhf_ray.observe.gauges import Gauges
 from rlhf_ray.observe.keys import Phase
 from rlhf_ray.observe.memory import PssSampler, process_tree
@@ -53,6 +53,7 @@ from rlhf_ray.training.reward_model import train_reward_model
 from rlhf_ray.training.sft import train_sft
 
 SIDE_BY_SIDE = 6
+HOLDS_MODEL = "the model of an earlier run"
 NOT_METRICS = {"step", "total", "epoch", "eta_s", "done", "bad_rows", "first_bad", "leaked", "cut"}
 Row = dict[str, Any]
 
@@ -119,9 +120,6 @@ def _reward_alone(config: Config, console: Console) -> tuple[Path, Row]:
     return out, last
 
 
-HOLDS_MODEL = "the model of an earlier run"
-
-
 class Phases:
     """The phases before PPO, each shown and logged while it runs.
 
@@ -165,13 +163,13 @@ class Phases:
         return found
 
     def tell_of_critic(self, policy: str | None) -> None:
-        """Say, once, why a critic of its own starts from the policy: `why_from_policy`."""
+        """Say, once, why a separate critic starts from the policy: `why_from_policy`."""
         if self._critic_fault is None and (why := why_from_policy(self._config, policy)):
             self._critic_fault = why
             self._console.note(why)
 
     def reward(self) -> tuple[Reward, str | None]:
-        """What scores, and the reward model that a critic of its own starts as."""
+        """What scores, and the reward model that a separate critic starts as."""
         config = self._config
         if reward_of(config) is None:
             self.train_rewards(config.rm.base or self.sft(), config.dir / "reward")
@@ -260,7 +258,7 @@ def open_log(config: Config) -> RunLog:
     return RunLog(config.dir, gauges=Gauges(config.run.name), tracker=tracker)
 
 
-def follow(phase: Phase, row: Row, *, log: RunLog, line: Any) -> None:
+def follow(phase: Phase, row: Row, *, log: RunLog, line: PhaseLine) -> None:
     """Show and log one row of a supervised phase; what is no metric (eta, total) is not logged."""
     total, step = int(row["total"]), int(row["step"])
     metrics = {k: v for k, v in row.items() if k not in NOT_METRICS}

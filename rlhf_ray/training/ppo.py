@@ -81,7 +81,7 @@ def run_ppo(
         log.rewind("ppo", cluster.step or -1)  # from the beginning: the baseline is made again
         with console.phase("ppo", config.ppo.iterations, done=cluster.step) as line:
             record = Record(config, cluster, log, line, tell=journal)
-            cluster.persist(record.prepare)
+            cluster.retry_if_learners_lost(record.prepare)
             train(config, cluster, record)
         with written_aside(config.dir / "policy") as aside:
             cluster.save_policy(aside)

@@ -11,7 +11,7 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts, batch_of_step, load_prompts
 from rlhf_ray.generators.registry import check_installed
 from rlhf_ray.models.ensemble import first_member
-from rlhf_ray.models.loading import load_config, load_tokenizer, positions_of
+from rlhf_ray.models.loading import check_length, load_config, load_tokenizer
 from rlhf_ray.models.reward_model import SETTINGS_FILE
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.keys import KEYS
@@ -30,7 +30,7 @@ TAKEN = {key.partition("/")[2] for key in KEYS if key.startswith("score/") and "
 def preflight(config: Config) -> None:
     """Raise ValueError for settings or data of a resolved config that a later phase would refuse.
 
-    Where all models are there the scorers come next, and load what scores: that is not done twice.
+    Where all models are there, what scores is not loaded: the scorers come next, and do that.
     """
     check_estimator(config.ppo)
     check_installed(config.rollout.backend)
@@ -98,15 +98,15 @@ def check_lists(
     if config.rm.base is not None:
         tokenizer, model = _loaded(config, config.rm.base)
     require_heldout(config)
-    room, asked = positions_of(model), config.rm.max_tokens
-    if room is not None and asked > room:
-        raise ValueError(
-            f"--rm.max-tokens is {asked}, and the model has {room} positions: set --rm.max-tokens "
-            f"{room} or less"
-        )
+    check_length(model, config.rm.max_tokens, "rm.max-tokens")
     load_split(config, tokenizer)
     if config.rm.meta.samples is not None:
-        read_samples(config.rm.meta.samples, tokenizer, max_tokens=asked, data=config.data)
+        read_samples(
+            config.rm.meta.samples,
+            tokenizer,
+            max_tokens=config.rm.max_tokens,
+            data=config.data,
+        )
 
 
 def _loaded(config: Config, path: str | None) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:

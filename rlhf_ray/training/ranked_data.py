@@ -103,11 +103,6 @@ class RankedData:
             torch.from_numpy(target_P) if (target_P < 1).any() else None,
         )
 
-    @property
-    def comparisons(self) -> Comparisons:
-        """The pairs of all lists."""
-        return self.comparisons_of(list(range(len(self))))
-
 
 def tokenise_lists(
     tokenizer: PreTrainedTokenizerBase, lists: list[RankedList], *, max_tokens: int

@@ -17,7 +17,7 @@ from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.observe.console import PhaseLine
 from rlhf_ray.observe.keys import TIMES
 from rlhf_ray.observe.metrics import RunLog, read_metrics
-from rlhf_ray.observe.samples import Sample, Split, write_samples
+from rlhf_ray.observe.samples import Sample, Split, write_sample_file
 from rlhf_ray.orchestration.cluster import Cluster
 from rlhf_ray.orchestration.rollouts import Batch
 from rlhf_ray.training.evaluation import (
@@ -25,9 +25,9 @@ from rlhf_ray.training.evaluation import (
     Rows,
     all_dropped,
     calibrate,
+    calibrated_scores,
     evaluate,
     kl_efficiency,
-    scores_of,
 )
 
 CALIBRATION_PROMPTS = 256
@@ -75,7 +75,7 @@ class Record:
     # What the loop calls
 
     def begin(self, step: int) -> None:
-        """A step begins; of those after it, done before a return to a checkpoint, nothing stays."""
+        """A step begins; metrics of it and later ones, from before a return, are discarded."""
         if step < self._reported:
             self._log.rewind("ppo", step)
         self._began = self._mark = time.monotonic()
@@ -235,11 +235,15 @@ def _keep_samples(
             gold=row.get("gold"),
             tokens=row["length"],
             finish_reason=row["finish_reason"],
-            components={k[6:]: v for k, v in row.items() if k.startswith("score/")},
+            components={
+                name.removeprefix("score/"): value
+                for name, value in row.items()
+                if name.startswith("score/")
+            },
         )
-        for row, score in zip(rows, scores_of(rows, calibration), strict=True)
+        for row, score in zip(rows, calibrated_scores(rows, calibration), strict=True)
     ]
-    write_samples(directory, step, samples, split=split)
+    write_sample_file(directory, step, samples, split=split)
 
 
 def _evaluation_path(directory: Path, step: int) -> Path:

@@ -75,9 +75,10 @@ def require_heldout(config: Config) -> None:
 
 
 def _aside(config: Config, base: str, out: Path) -> Path:
-    """Where members wait for each other; those of other settings, data or another base are gone.
+    """Directory of finished members until all are trained.
 
-    Not those that an earlier start of the same command left, with --run.overwrite too.
+    Members of other settings, data or base are deleted; those that an earlier start of the same
+    command left stay, also with --run.overwrite.
     """
     aside = out.with_name(f".{out.name}.members")
     read = sorted({file for path in (Path(base), *read_on_nodes(config)) for file in _files(path)})

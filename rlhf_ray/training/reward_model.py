@@ -112,7 +112,7 @@ class RewardTraining:
             views = Views(settings.contrastive, features, seed=seed)
             if views.prototypes is not None:
                 self.model.aside["prototypes"] = views.prototypes
-        check_length(self.model.backbone, settings.max_tokens, "rm.max-tokens")
+        check_length(self.model.backbone.config, settings.max_tokens, "rm.max-tokens")
         self.data, self._heldout = self._rows(train), self._rows(heldout)
         dtype = compute_dtype(config.model.dtype, place)
         self._optimizer = MasterAdamW(

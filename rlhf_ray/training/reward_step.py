@@ -29,7 +29,7 @@ GRAPH_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Denominators:
     """Denominators of a whole step."""
 
     lists: int
@@ -82,16 +82,16 @@ class RewardStep:
         pairs = sums.means["pair_accuracy"][1]
         return StepSums(means=sums.means, amounts={"tokens": tokens, "pairs": pairs})
 
-    def _whole(self, lists: list[int]) -> Whole:
+    def _whole(self, lists: list[int]) -> Denominators:
         counts = np.diff(self.data.pair_starts)[lists]
         by_list = self._settings.reduction == "list"
-        return Whole(
+        return Denominators(
             lists=len(lists),
             terms=int((counts > 0).sum() if by_list else counts.sum()),
             lm_tokens=max(1, self._lm_tokens(lists)) if self._settings.lm_coef else 0,
         )
 
-    def _part(self, lists: list[int], whole: Whole, sums: Sums) -> Tensor:
+    def _part(self, lists: list[int], whole: Denominators, sums: Sums) -> Tensor:
         """The loss of some of the step's lists, over the step's denominators."""
         model, settings = self.optimizer.compute, self._settings
         features_ND, nll = self._encode(lists)
@@ -146,7 +146,7 @@ class RewardStep:
                 nll = part if nll is None else nll + part
         return in_order(parts, picked), nll
 
-    def _rank(self, scores_N: Tensor, compared: Comparisons, whole: Whole) -> Tensor:
+    def _rank(self, scores_N: Tensor, compared: Comparisons, whole: Denominators) -> Tensor:
         settings = self._settings
         return comparison_loss(
             scores_N,

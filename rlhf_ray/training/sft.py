@@ -53,7 +53,7 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     bad = BadRows(config.data.on_bad_row, count=text_set.bad_rows)
     bad.examples += [text_set.first_bad] if text_set.first_bad else []
     train, heldout = _rendered(config, tokenizer, (train, heldout), bad)
-    check_length(model, config.sft.max_tokens, "sft.max-tokens")
+    check_length(model.config, config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
 

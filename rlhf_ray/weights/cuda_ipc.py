@@ -36,7 +36,7 @@ def offer(
 
 
 def take(manifest: Manifest, refs: Sequence[Any], *, timeout: float) -> Callable[[Any], None]:
-    """What loads the version into an engine made with `takes_ipc`."""
+    """A function that loads the version into an engine made with `takes_ipc`."""
     (update,) = fetch(manifest, refs, timeout=timeout)
     return lambda engine: engine.load_ipc(manifest.version, update)
 

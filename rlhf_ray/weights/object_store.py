@@ -42,7 +42,7 @@ def offer(
 def take(
     manifest: Manifest, refs: Sequence[ray.ObjectRef], *, timeout: float
 ) -> Callable[[Any], None]:
-    """What loads the version into an engine, from views of its buckets.
+    """A function that loads the version into an engine, from views of its buckets.
 
     Raises ValueError for a damaged bucket, and what `fetch` raises.
     """

@@ -13,7 +13,8 @@ class WeightPath:
     """Both ends of a way.
 
     offer(version, named_tensors, *, dtype, bucket_bytes, probes): what rank 0 gives away.
-    take(manifest, refs, *, timeout): fetches its objects; what loads them into an engine.
+    take(manifest, refs, *, timeout): fetches its objects and returns a function that loads
+    them into an engine.
     """
 
     offer: Callable[..., Offer]

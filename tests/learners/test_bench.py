@@ -46,7 +46,7 @@ def test_operations_are_those_that_torch_counts(separate: bool) -> None:
         group=Group(),
     )
     with FlopCounterMode(display=False) as counter:
-        learner.score(bench["rollouts"](SIZES))
+        learner.old_pass(bench["rollouts"](SIZES))
     positions = SIZES.prompt_len + SIZES.response - 1
     masked = 2 * SIZES.batch * SIZES.layers * positions**2 * SIZES.hidden
     body = sum(p.numel() for p in model.parameters()) - SIZES.vocab * SIZES.hidden

@@ -34,7 +34,7 @@ def test_dropout_is_off_in_every_pass() -> None:
     critic = Critic(trunk, value_head_for(trunk, weight_D=torch.linspace(-1, 1, 32)))
     settings = PPO(prompts=8, epochs=1, minibatches=1, critic="separate")
     one = PPOLearner(actor, critic, settings=settings, seed=7, temperature=1.0)
-    first, second = one.score(table()), one.score(table())
+    first, second = one.old_pass(table()), one.old_pass(table())
     assert first.values_N.std() > 0.1 and torch.equal(first.values_N, second.values_N)
     stats = one.update(0, table())
     assert stats["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
@@ -47,7 +47,7 @@ def test_a_prepared_model_has_its_dropout_off() -> None:
 def test_a_pass_per_row_gives_the_old_log_probabilities_of_the_model() -> None:
     rollouts = Rollouts.from_table(table())
     one = learner(settings=SETTINGS, temperature=0.5)
-    old = one._old_pass(rollouts, 0)
+    old = one._old_pass(rollouts, of="these rollouts")
     model = one.actor.model
     for i, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
         ids = torch.tensor(np.concatenate([prompt, response]))[None].long()
@@ -179,7 +179,7 @@ def test_adaptive_kl_follows_its_target(target: float, coef: float) -> None:
     settings = dataclasses.replace(SETTINGS, kl_coef=0.05, kl_target=target, kl_horizon=16.0)
     one = learner(settings=settings)
     responses = [np.arange(3 if i % 2 else 7) for i in range(8)]
-    logprobs_N = one.score(table(responses=responses)).logprobs_N.numpy()
+    logprobs_N = one.old_pass(table(responses=responses)).logprobs_N.numpy()
     edges = np.cumsum([len(response) for response in responses])[:-1]
     refs = [part - 0.22 for part in np.split(logprobs_N, edges)]
     stats = one.update(0, table(responses=responses, refs=refs))

@@ -142,9 +142,9 @@ def test_damage_that_one_rank_finds_stops_both(tmp_path: Path, two_ranks: Ranks)
 def score_then_load(group: Group, directory: str, shard: bool) -> list[float]:
     """What a learner that was already in use says once it has loaded."""
     one = learner(settings=replace(SETTINGS, shard_weights=shard), group=group)
-    one.score(table())  # the root's weights stay gathered
+    one.old_pass(table())  # the root's weights stay gathered
     one.load(directory)
-    return one.score(table()).logprobs_N.tolist()
+    return one.old_pass(table()).logprobs_N.tolist()
 
 
 @pytest.mark.parametrize("shard", [True, False])
@@ -153,7 +153,7 @@ def test_a_learner_in_use_computes_with_what_it_loads(
 ) -> None:
     saved = trained(range(2))
     saved.save(tmp_path)
-    wanted = saved.score(table()).logprobs_N.tolist()
+    wanted = saved.old_pass(table()).logprobs_N.tolist()
     for found in two_ranks.run(score_then_load, str(tmp_path), shard):
         assert found == pytest.approx(wanted, abs=1e-5)
 

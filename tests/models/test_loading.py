@@ -156,9 +156,9 @@ def test_casting_leaves_buffers_alone() -> None:
 
 def test_rows_longer_than_the_model_are_refused() -> None:
     model = make_decoder(MADE, hidden=64, layers=1, seed=0)
-    check_length(model, 1024, "sft.max-tokens")
+    check_length(model.config, 1024, "sft.max-tokens")
     with pytest.raises(ValueError, match=r"--sft.max-tokens is 1025.*1024 positions: set"):
-        check_length(model, 1025, "sft.max-tokens")
+        check_length(model.config, 1025, "sft.max-tokens")
 
 
 def test_a_model_says_how_long_its_rows_may_be_or_does_not() -> None:
@@ -167,4 +167,4 @@ def test_a_model_says_how_long_its_rows_may_be_or_does_not() -> None:
     sizes = {"vocab_size": 9, "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}
     model = XLNetModel(XLNetConfig(**sizes))
     assert model.config.max_position_embeddings == -1
-    check_length(model, 10_000, "rm.max-tokens")
+    check_length(model.config, 10_000, "rm.max-tokens")

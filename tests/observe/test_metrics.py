@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_ray.observe.metrics import RunLog, read_metrics
-from rlhf_ray.observe.samples import Sample, steps_written, write_samples
+from rlhf_ray.observe.samples import Sample, steps_written, write_sample_file
 
 
 def steps(run_dir: Path, phase: str) -> list[int]:
@@ -56,8 +56,8 @@ def test_rewind_forgets_later_rows_of_the_phase_and_later_samples(tmp_path: Path
             log.write("sft", step, {"loss/lm": 1.0})
         for step in range(6):
             log.write("ppo", step, {"score/mean": float(step)})
-            write_samples(tmp_path, step, [Sample(0, "p", "r", 0.0)])
-            write_samples(tmp_path, step, [Sample(0, "p", "r", 0.0)], split="heldout")
+            write_sample_file(tmp_path, step, [Sample(0, "p", "r", 0.0)])
+            write_sample_file(tmp_path, step, [Sample(0, "p", "r", 0.0)], split="heldout")
         assert log.rewind("ppo", 3) == 2
         log.write("ppo", 4, {"score/mean": 44.0})
     assert steps(tmp_path, "sft") == list(range(1, 9))

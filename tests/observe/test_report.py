@@ -12,7 +12,7 @@ import pytest
 from rlhf_ray.observe.charts import Series, line_chart, number, stacked_bars, ticks
 from rlhf_ray.observe.metrics import RunLog
 from rlhf_ray.observe.report import SECTIONS, write_report
-from rlhf_ray.observe.samples import Sample, write_samples
+from rlhf_ray.observe.samples import Sample, write_sample_file
 
 EVIL = "<script>alert('x')</script> & \"quoted\" 很好"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -64,7 +64,7 @@ def full_run(tmp_path: Path) -> Path:
             row |= {"time/generate": 2.0, "time/update": 3.0, "time/publish": 0.0}
             log.write("ppo", step, row)
     for step in (0, 10):
-        write_samples(run, step, [Sample(1, EVIL, EVIL, 0.5, gold=0.5)], split="heldout")
+        write_sample_file(run, step, [Sample(1, EVIL, EVIL, 0.5, gold=0.5)], split="heldout")
     heldout = {"score_before": 0.0, "score_after": 2.0, "score_std_before": 1.0, "kl": 8.0}
     (run / "summary.json").write_text(json.dumps({"heldout": heldout, "samples_per_s": 3.0}))
     (run / "provenance.json").write_text(json.dumps({"command": [EVIL]}))

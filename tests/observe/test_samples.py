@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhf_ray.observe.samples import Sample, before_after, read_samples, write_samples
+from rlhf_ray.observe.samples import Sample, before_after, read_samples, write_sample_file
 
 BEFORE = [
     Sample(7, "这家店的", "服务很差。", -1.5, kl=0.0, gold=0.1, tokens=5, finish_reason="eos"),
@@ -16,17 +16,17 @@ AFTER = [
 
 def test_round_trip(tmp_path: Path) -> None:
     for samples in (BEFORE, AFTER):
-        path = write_samples(tmp_path, 10, samples)
+        path = write_sample_file(tmp_path, 10, samples)
         assert path == tmp_path / "rollouts" / "step-000010.parquet"
         assert read_samples(path) == samples
     assert list((tmp_path / "rollouts").iterdir()) == [path]
 
 
 def test_before_after_joins_first_and_last_by_prompt(tmp_path: Path) -> None:
-    write_samples(tmp_path, 0, BEFORE, split="heldout")
+    write_sample_file(tmp_path, 0, BEFORE, split="heldout")
     assert before_after(tmp_path) == []
-    write_samples(tmp_path, 10, BEFORE, split="heldout")
-    write_samples(tmp_path, 20, AFTER, split="heldout")
-    write_samples(tmp_path, 30, BEFORE)
+    write_sample_file(tmp_path, 10, BEFORE, split="heldout")
+    write_sample_file(tmp_path, 20, AFTER, split="heldout")
+    write_sample_file(tmp_path, 30, BEFORE)
     (pair,) = before_after(tmp_path)
     assert (pair.prompt, pair.before, pair.after) == ("The screen", BEFORE[1], AFTER[0])

@@ -68,7 +68,7 @@ def test_a_wish_is_followed_up_and_down() -> None:
     steered.until(3)
     assert steered.control.scale(-2, relative=True) == 1
     steered.until(1)
-    assert [line.split(":")[0] for line in steered.log] == ["1 → 3 generators", "3 → 1 generators"]
+    assert [line.split(",")[0] for line in steered.log] == ["1 → 3 generators", "3 → 1 generators"]
 
 
 def test_a_control_actor_that_hangs_is_made_anew_and_learns_what_was_wished() -> None:

@@ -11,7 +11,7 @@ from tests.learners.toys import learner, table
 
 def with_references(rollouts: pa.Table, above: float) -> pa.Table:
     """`rollouts` with reference log-probs so many nats above the policy's own."""
-    logprobs = learner(settings=PPO(prompts=8)).score(rollouts).logprobs_N.numpy() + above
+    logprobs = learner(settings=PPO(prompts=8)).old_pass(rollouts).logprobs_N.numpy() + above
     ends = np.cumsum([len(row) for row in rollouts.column("response_token_ids").to_pylist()])
     place = rollouts.schema.get_field_index("ref_logprobs")
     column = pa.array(
