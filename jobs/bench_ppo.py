@@ -31,6 +31,7 @@ from rlhf_ray.config import (
     Cluster,
     Config,
     Data,
+    Dtype,
     Evaluate,
     Model,
     Reward,
@@ -77,7 +78,7 @@ class Options:
     """Responses end at EOS."""
     prompts: str | None = None
     """Real prompts, a line each; without it they are random."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Compute type of learner and scorers."""
     micro_batch_tokens: int | None = PPO.micro_batch_tokens
     """Tokens of one forward and backward pass. None: as the device suits."""

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,7 +23,7 @@ import tyro
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray import cli
-from rlhf_ray.config import RM, Config, Model
+from rlhf_ray.config import RM, Config, Dtype, Model
 from rlhf_ray.data.preferences import RankedList, load_lists
 from rlhf_ray.learners.group import set_up_torch
 from rlhf_ray.models.loading import load_tokenizer
@@ -48,7 +48,7 @@ class Options:
     """Optimizer steps; the first two are not counted."""
     as_pairs: bool = False
     """Expand each list to its pairs first, as a trainer that knows only pairs must."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Compute type."""
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from rlhf_ray import cli
+from rlhf_ray.config import ChatTemplate, Combination
 from rlhf_ray.data.faults import OnBadRow, skipped
 from rlhf_ray.data.preferences import leaks, load_lists, split_lists, write_jsonl
 from rlhf_ray.observe.console import Console
@@ -150,9 +151,9 @@ class EvaluateOptions:
     """Directory of a reward model, or of an ensemble."""
     out: Path | None = None
     """Directory for evaluation.json and evaluation.png."""
-    combine: Literal["mean", "min", "cautious"] = "mean"
+    combine: Combination = "mean"
     """Ensemble: mean, smallest, or mean less a deviation."""
-    chat_template: Literal["auto", "always", "never"] = "auto"
+    chat_template: ChatTemplate = "auto"
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
     on_bad_row: OnBadRow = "fail"
     """A bad row ends the job with file, line and fault, or is skipped and counted."""

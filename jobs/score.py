@@ -26,6 +26,7 @@ import tyro
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray import cli
+from rlhf_ray.config import ChatTemplate, Combination, Dtype
 from rlhf_ray.data.faults import BadRows, OnBadRow, RowFault, skipped
 from rlhf_ray.data.samples import load_samples
 from rlhf_ray.data.texts import Text, TextSet, as_read, load_texts
@@ -52,13 +53,13 @@ class Options:
     """Write to this file instead of the standard output."""
     batch: int = 512
     """Rows scored at a time; progress is told after each."""
-    combine: Literal["mean", "min", "cautious"] = "mean"
+    combine: Combination = "mean"
     """Ensemble: mean, smallest, or mean less `caution` deviations."""
     caution: float = 1.0
     """λ of `--combine cautious`."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Compute type."""
-    chat_template: Literal["auto", "always", "never"] = "auto"
+    chat_template: ChatTemplate = "auto"
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
     text_column: str = "text"
     """Column of a plain text."""

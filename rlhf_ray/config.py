@@ -15,6 +15,11 @@ from rlhf_ray import config_limits
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 WeightsBy = Literal["object_store", "cuda_ipc"]
+ChatTemplate = Literal["auto", "always", "never"]
+OnBadRow = Literal["fail", "skip"]
+OnError = Literal["fail", "drop", "default"]
+Pooling = Literal["last", "mean", "pooler", "cls"]
+Combination = Literal["mean", "min", "cautious"]
 
 _STRICT = ConfigDict(extra="forbid")  # what pydantic goes by when it reads a recipe into a section
 
@@ -69,9 +74,9 @@ class Data:
     """Make prompts from texts: the first a to b characters of each line (both included)."""
     max_prompt_tokens: int = 256
     """Longer prompts are cut from the left and counted."""
-    chat_template: Literal["auto", "always", "never"] = "auto"
+    chat_template: ChatTemplate = "auto"
     """Render prompts with the tokenizer's chat template: auto is `where it has one`."""
-    on_bad_row: Literal["fail", "skip"] = "fail"
+    on_bad_row: OnBadRow = "fail"
     """A bad row ends the run with file, line and fault, or is skipped, and counted in the
     summary."""
 
@@ -182,7 +187,7 @@ class RM:
     """Lists (prompts) of one optimizer step."""
     max_tokens: int = 256
     """Longer inputs are cut from the left of the prompt, then from the right of the response."""
-    pooling: Literal["last", "mean", "pooler", "cls"] = "mean"
+    pooling: Pooling = "mean"
     """Features of a text: last attended token, mean of attended tokens, or an encoder's pooler or
     CLS."""
     reduction: Literal["list", "pair"] = "list"
@@ -202,7 +207,7 @@ class RM:
     """Weight of the penalty (mean score of a list)², which keeps scores around 0."""
     members: int = 1
     """Reward models of an ensemble, trained side by side with seeds of their own."""
-    combine: Literal["mean", "min", "cautious"] = "mean"
+    combine: Combination = "mean"
     """What PPO makes of the ensemble of this run: see `reward.sources`."""
     caution: float = 1.0
     """λ of `combine: cautious`."""
@@ -279,7 +284,7 @@ class RewardSource:
     function: str | None = None
     """A Python function `module:function`: lists of prompts and responses in, a list of scores
     out."""
-    combine: Literal["mean", "min", "cautious"] = "mean"
+    combine: Combination = "mean"
     """Ensemble of reward models: the mean of their calibrated scores, the smallest, or the mean
     less `caution` deviations."""
     caution: float = 1.0
@@ -291,7 +296,7 @@ class RewardSource:
     """Factor of this score in the sum."""
     timeout_s: float = 60.0
     """Function: seconds that one call may take."""
-    on_error: Literal["fail", "drop", "default"] = "fail"
+    on_error: OnError = "fail"
     """Function: a sample that raises, hangs or is not finite ends the run, is dropped, or gets
     `default`."""
     default: float = 0.0

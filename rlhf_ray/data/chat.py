@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.config import ChatTemplate
 from rlhf_ray.data.faults import RowFault, filled_text_of, kind_of, text_of
 
 Messages = tuple[tuple[str, str], ...]  # (role, text), in order
-ChatTemplate = Literal["auto", "always", "never"]
 
 ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "text", "value")

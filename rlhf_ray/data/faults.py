@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
+
+from rlhf_ray.config import OnBadRow
 
 EXAMPLES = 5
 ON_BAD_ROW = "--data.on-bad-row"
@@ -17,7 +19,6 @@ KINDS = {
     dict: "an object",
 }
 
-OnBadRow = Literal["fail", "skip"]
 Item = TypeVar("Item")
 
 

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from rlhf_ray.config import Dtype
+
 Module = TypeVar("Module", bound=nn.Module)
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 POSITIONS = ("max_position_embeddings", "max_seq_len")  # the latter is MPT's name
@@ -31,9 +33,7 @@ WEIGHTS = (".safetensors", ".bin")  # the first of them that are there is what i
 LFS_POINTER = b"version https://git-lfs"
 
 
-def compute_dtype(
-    setting: Literal["auto", "float32", "bfloat16"], device: torch.device | str = "cpu"
-) -> torch.dtype:
+def compute_dtype(setting: Dtype, device: torch.device | str = "cpu") -> torch.dtype:
     """The dtype of matrix products. auto: bfloat16 where the hardware multiplies it natively."""
     if setting != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]

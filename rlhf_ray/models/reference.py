@@ -1,12 +1,12 @@
 """The frozen reference policy: log-probabilities of responses, computed as the learner does."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_ray.config import Dtype
 from rlhf_ray.data.batching import token_budget_batches
 from rlhf_ray.data.schemas import ref_columns, rows_of
 from rlhf_ray.models.actor_critic import Actor, check_head
@@ -29,7 +29,7 @@ class ReferenceModel:
         self,
         path: str,
         *,
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Dtype = "auto",
         temperature: float = 1.0,
         device: str | None = None,
         trust_remote_code: bool = False,

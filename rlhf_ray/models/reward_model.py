@@ -6,7 +6,7 @@ B rows, T positions, N tokens of all rows end to end, D features.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from rlhf_ray.config import Pooling
 from rlhf_ray.files import write_json
 from rlhf_ray.models.loading import (
     cast_parameters,
@@ -28,7 +29,6 @@ from rlhf_ray.models.lora import add_lora, has_adapter, load_adapter, merged
 from rlhf_ray.models.norms import use_short_norms
 from rlhf_ray.models.packing import PackedRows, hidden_states, use_packing
 
-Pooling = Literal["last", "mean", "pooler", "cls"]
 HEAD_FILE, SETTINGS_FILE = "head.safetensors", "reward_model.json"
 CALIBRATION_FILE = "calibration.json"
 ADAPTER_DIR = "adapter"

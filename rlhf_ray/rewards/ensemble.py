@@ -1,18 +1,15 @@
 """Several reward models trained side by side as one reward."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algos.ensemble import combine_scores
+from rlhf_ray.config import Combination
 from rlhf_ray.models.ensemble import Ensemble
 from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses, Scores
 from rlhf_ray.rewards.trained import TrainedReward
-
-Combination = Literal["mean", "min", "cautious"]
 
 
 class EnsembleReward:

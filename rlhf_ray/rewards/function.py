@@ -8,10 +8,10 @@ source's `on_error`: the run fails, the sample is dropped, or it gets a default.
 
 import logging
 import math
-from typing import Literal
 
 import numpy as np
 
+from rlhf_ray.config import OnError
 from rlhf_ray.rewards.function_pool import Call, FunctionPool, Outcome
 from rlhf_ray.rewards.protocol import Responses, Scores
 
@@ -35,7 +35,7 @@ class FunctionReward:
         *,
         processes: int = 1,
         timeout_s: float = 60.0,
-        on_error: Literal["fail", "drop", "default"] = "fail",
+        on_error: OnError = "fail",
         default: float = 0.0,
     ) -> None:
         module, _, function = target.partition(":")
