@@ -106,10 +106,21 @@ def _is_array_of_objects(content: bytes) -> bool:
 
 
 def _begins_with_long_object(content: bytes) -> bool:
-    """Whether the first object ends in a later line than it begins."""
+    """Whether the first object ends in a later line than it begins, and none has its own line.
+
+    A line cut short and the next, broken otherwise, may make an object together.
+    """
     try:
         text = content.decode("utf-8").lstrip()
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and "\n" in text[:end]
+    long = isinstance(value, dict) and "\n" in text[:end]
+    return long and not any(map(_is_object, text.split("\n")))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
