@@ -4,6 +4,7 @@ B rows, T positions, N tokens of all rows end to end, D features.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -143,7 +144,8 @@ class RewardModel(nn.Module):
         """Write the backbone as AutoModel loads it, the head and the settings beside it.
 
         Adapters are merged into the weights; with `base`, where the weights beside them came from,
-        they are written apart, into `adapter/`.
+        they are written apart, into `adapter/`. A base that begins with `..` is seen from the
+        directory that holds the model, and moves with it.
         """
         path = Path(path)
         apart = base is not None and has_adapter(self.backbone)
@@ -155,7 +157,8 @@ class RewardModel(nn.Module):
         save_file(head, path / HEAD_FILE)
         settings: dict[str, Any] = {"format": 1, "pooling": self.pooling}
         if base is not None and apart:
-            settings["base"] = str(Path(base).absolute() if Path(base).is_dir() else base)
+            stays = Path(base).is_dir() and not str(base).startswith(os.pardir)
+            settings["base"] = str(Path(base).absolute() if stays else base)
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
@@ -258,4 +261,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
             f"{file} gives pooling as {pooling!r}, which is none of {', '.join(known)}: it is not "
             f"what jobs/rm.py wrote; copy the reward model again"
         )
+    base = settings.get("base", "")
+    if base.startswith(os.pardir):
+        settings["base"] = os.path.normpath(path.absolute() / base)
     return settings

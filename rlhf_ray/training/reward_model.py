@@ -4,6 +4,7 @@
 task. `RewardTraining` is the same without files, for who needs the model itself.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,12 +80,21 @@ def train_reward_model(
     summary = {**verdict, "lists": len(split.train), "heldout_lists": len(split.heldout), **counts}
     apart = config.rm.lora.rank and config.rm.lora.save == "adapter"
     with written_aside(out_dir) as aside:
-        training.model.eval().save_pretrained(aside, base=base if apart else None)
+        named = _base_seen_from(Path(out_dir), base, config.dir) if apart else None
+        training.model.eval().save_pretrained(aside, base=named)
         tokenizer.save_pretrained(aside)
         write_json(aside / METRICS_FILE, summary)
         if evaluation is not None:
             write_json(aside / EVALUATION_FILE, evaluation.to_dict())
     yield row | verdict | counts | {"first_bad": split.first_bad, "done": True}
+
+
+def _base_seen_from(out_dir: Path, base: str | Path, run: Path) -> str | Path:
+    """`base`, relative to `out_dir` where both are the run's own: it may be moved as a whole."""
+    place, own = Path(base).absolute(), run.absolute()
+    if own in place.parents and own in out_dir.absolute().parents:
+        return os.path.relpath(place, out_dir.absolute())
+    return base
 
 
 class RewardTraining:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from rlhf_ray.config import RM, Data
+from rlhf_ray.config import RM, Data, LoRA
 from rlhf_ray.data.ranked_list import RankedList
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_model import RewardModel
@@ -181,6 +182,28 @@ def test_an_encoder_is_a_backbone_too(tmp_path: Path) -> None:
     run = config_for(tmp_path, 12, rm=RM(epochs=1, batch_lists=4, max_tokens=64, pooling="pooler"))
     rows = list(train_reward_model(run, tmp_path / "bert", tmp_path / "reward"))
     assert rows[-1]["done"] and RewardModel.from_pretrained(tmp_path / "reward").pooling == "pooler"
+
+
+@pytest.mark.parametrize("out", ["reward", "reward/member-0"])
+def test_a_run_that_is_moved_takes_the_base_of_its_adapters_along(
+    trained, out: str, tmp_path: Path
+) -> None:
+    rm = RM(epochs=1, batch_lists=4, lora=LoRA(rank=2, save="adapter"))
+    config = config_for(tmp_path, 12, rm=rm)
+    shutil.copytree(trained[2] / "base", config.dir / "sft")
+    list(train_reward_model(config, config.dir / "sft", config.dir / out))
+    before = RewardModel.from_pretrained(config.dir / out)
+    config.dir.rename(tmp_path / "moved")
+    after = RewardModel.from_pretrained(tmp_path / "moved" / out)
+    assert all(torch.equal(x, after.state_dict()[name]) for name, x in before.state_dict().items())
+
+
+def test_a_base_of_another_place_is_known_by_its_path(trained, tmp_path: Path) -> None:
+    rm = RM(epochs=1, batch_lists=4, lora=LoRA(rank=2, save="adapter"))
+    config = config_for(tmp_path, 12, rm=rm)
+    list(train_reward_model(config, trained[2] / "base", config.dir / "reward"))
+    config.dir.rename(tmp_path / "moved")
+    RewardModel.from_pretrained(tmp_path / "moved" / "reward")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
