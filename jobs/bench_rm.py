@@ -26,6 +26,7 @@ from rlhf_ray import cli
 from rlhf_ray.config import RM, Config, Dtype, Model
 from rlhf_ray.data.preferences import RankedList, load_lists
 from rlhf_ray.learners.group import set_up_torch
+from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.memory import PssSampler
 from rlhf_ray.training.ranked_data import tokenise_lists
@@ -56,7 +57,7 @@ def main() -> int:
     options = tyro.cli(Options, prog="jobs/bench_rm.py", description=__doc__)
     if options.steps <= WARM_UP:
         raise ValueError(f"--steps {options.steps}: the first {WARM_UP} are not counted, give more")
-    set_up_torch()  # as in the workers of a run
+    set_up_torch(deterministic=device_here() == "cpu")  # as in the workers of a run
     tokenizer = load_tokenizer(options.model)
     lists = drawn(usable(options, tokenizer), options.batch * options.steps)
     config = Config(

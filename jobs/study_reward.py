@@ -30,6 +30,7 @@ from rlhf_ray.config import Config, Contrastive, MetaRM
 from rlhf_ray.data.preferences import RankedList, write_jsonl
 from rlhf_ray.files import replacing
 from rlhf_ray.learners.group import set_up_torch
+from rlhf_ray.models.device import device_here
 from rlhf_ray.recipes import read_recipe
 from rlhf_ray.training import studies
 from rlhf_ray.training.cleaning import Limits, clean
@@ -253,7 +254,7 @@ def main() -> int:
     if named not in STUDIES:
         raise ValueError(f"say which study: one of {', '.join(STUDIES)} (now {named!r})")
     options = parse(sys.argv[2:])
-    set_up_torch()  # as in the workers of a run
+    set_up_torch(deterministic=device_here() == "cpu")  # as in the workers of a run
     with owned(options.out, or_else="or give another --out"):
         studies.keep_settings(options.out, deciding(options))
         page = STUDIES[named](options)

@@ -18,6 +18,9 @@ def vllm_environment(threads: int) -> dict[str, str]:
     beside another busy process it is the better choice (4.2 against 0.9 to 2.2). An engine of
     several GPUs starts a process for each: not by fork, which a process that has threads, or has
     asked for a GPU, must not do.
+
+    On a GPU: float32 attention, which is Triton's, would multiply in TF32; FlashInfer's sampler,
+    which would be compiled at the start, takes no request that has a seed.
     """
     return ONEDNN | {
         "OMP_NUM_THREADS": str(threads),
@@ -25,6 +28,8 @@ def vllm_environment(threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TORCH_COMPILE_DISABLE": "1",
+        "TRITON_F32_DEFAULT": "ieee",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",

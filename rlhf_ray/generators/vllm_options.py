@@ -30,7 +30,7 @@ def engine_options(
         "tensor_parallel_size": tensor_parallel,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, max_model_len),
+        "max_num_batched_tokens": _batched_tokens(max_model_len, max_num_seqs),
         "block_size": BLOCK_SIZE,
         "kv_cache_memory_bytes": kv_cache_mb << 20,
         # A seeded request whose prompt is split over two steps crashes the CPU sampler.
@@ -55,7 +55,14 @@ def engine_options(
         # With the cache's size given this is only what must be free at the start: 92 % of the GPU
         # by default, where learners and scorers may be on it already.
         options["gpu_memory_utilization"] = 0.001
+        # It would try kernels out that nothing here calls, and compile them first.
+        options["enable_flashinfer_autotune"] = False
     if cuda and not eager:
         # CUDA graphs of decoding steps, and no compiler: mode 0 is CompilationMode.NONE.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return options
+
+
+def _batched_tokens(max_model_len: int, max_num_seqs: int) -> int:
+    """Tokens of a step: any prompt whole, and no more than all sequences could have."""
+    return min(max(MIN_BATCHED_TOKENS, max_model_len), max_num_seqs * max_model_len)

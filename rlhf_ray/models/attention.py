@@ -26,6 +26,11 @@ from rlhf_ray.models.indexing import take
 NAME = "rlhf_ray_packed"
 LONGEST = 512  # of what two matrix products attend
 BLOCK_COST = 32_768  # of a block's calls, in attention weights of one head
+WIDEST_FLASH_HEAD = 256
+
+# cuDNN's kernels, which SDPA prefers on an H100, are planned anew for each shape, tens of
+# milliseconds, and the plans are never given back. Here nearly every batch has new shapes.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,8 @@ def _takes_groups(like: Tensor) -> bool:
     The memory-efficient one, for float32 and for masks, does not: with groups SDPA would then
     choose the one that holds all attention weights.
     """
-    return like.device.type == "cuda" and like.dtype == torch.bfloat16
+    narrow = like.shape[-1] <= WIDEST_FLASH_HEAD
+    return like.device.type == "cuda" and like.dtype == torch.bfloat16 and narrow
 
 
 def _hidden(length: int, window: int, device: torch.device) -> Tensor:

@@ -27,7 +27,9 @@ class RayGenerator:
         self, name: str, born: int, spec: GeneratorSpec, share: Share, threads: int, run: str
     ) -> None:
         self._group = place_for(share, born)
-        environment = BACKENDS[spec.backend].environment(threads) | share.environment()
+        # Beside a GPU an engine wants one thread: more would only spin between its steps.
+        here = BACKENDS[spec.backend].environment(1 if share.gpus else threads)
+        environment = here | share.environment()
         if not Path(spec.model_path).is_dir():
             environment.pop("HF_HUB_OFFLINE", None)  # a name: its node may have yet to fetch it
         self._actor = (

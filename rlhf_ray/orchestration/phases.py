@@ -1,6 +1,7 @@
 """Training phases (generators of progress rows) as Ray tasks that stream their rows."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from ray.util.placement_group import PlacementGroup
 
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.learners.group import set_up_torch
+from rlhf_ray.models.device import device_here
 from rlhf_ray.orchestration.placement import lacking, place_for, within
 from rlhf_ray.orchestration.reactor import cause_of, first_line
 from rlhf_ray.orchestration.shares import Share
@@ -46,7 +48,8 @@ def run_phases(
     """(place of the call, row) as `phase` yields rows; as many calls at a time as have room.
 
     Each has a `share` to itself. Several divide the `threads` of a node, and reserve a CPU for
-    each, so that none waits for another's; environment: of a process with so many.
+    each, so that none waits for another's, and a whole GPU where they use one; environment: of a
+    process with so many threads.
     another_follows: a phase with the same share comes at once, and takes over the process with its
     imports, seconds of them; not where it holds a GPU, which Ray gives back with the process.
     Raises what the phase raised, after Ray's error with its traceback; ChildProcessError, naming
@@ -57,7 +60,8 @@ def run_phases(
         return
     threads = max(1, threads // len(calls))
     if len(calls) > 1:
-        share = replace(share, cpus=max(threads, share.cpus))
+        whole = float(math.ceil(share.gpus))  # a part is of one learner's memory, for one call
+        share = replace(share, cpus=max(threads, share.cpus), gpus=whole)
     running: dict[Any, Running] = {}
     try:
         for place, (args, kwargs) in enumerate(calls):
@@ -94,7 +98,7 @@ def set_up(phase: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
 
     @functools.wraps(phase)
     def run(*args: Any, **options: Any) -> Iterator[Row]:
-        set_up_torch()
+        set_up_torch(deterministic=device_here() == "cpu")  # on a GPU that costs speed
         yield from phase(*args, **options)
 
     return run

@@ -33,6 +33,7 @@ def test_on_a_gpu_decoding_is_captured_unless_it_is_turned_off() -> None:
     assert made["compilation_config"] == {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     plain = options(cuda=True, eager=True)
     assert plain["enforce_eager"] and "compilation_config" not in plain
+    assert made["enable_flashinfer_autotune"] is False
 
 
 def test_on_a_gpu_that_others_use_it_asks_for_next_to_nothing_at_the_start() -> None:
@@ -44,7 +45,8 @@ def test_several_gpus_are_processes_and_not_actors_of_ray() -> None:
 
 
 def test_a_prompt_is_never_split() -> None:
-    assert options(max_model_len=64)["max_num_batched_tokens"] == 8192
+    assert options(max_model_len=64, max_num_seqs=256)["max_num_batched_tokens"] == 8192
+    assert options(max_model_len=64)["max_num_batched_tokens"] == 8 * 64, "nobody can have more"
     assert options(max_model_len=20_000)["max_num_batched_tokens"] == 20_000
 
 
