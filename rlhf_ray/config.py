@@ -506,8 +506,8 @@ class Cluster:
     shard_timeout_s: float = 600.0
     """Deadline for one shard: for the generator from lease to commit, then for each scorer."""
     update_timeout_s: float = 3600.0
-    """Deadline of one update of the learners, and of whatever else they do: fetching rollouts,
-    making a version, writing or reading their state."""
+    """Deadline of one update of the learners, and of whatever else they do: making a version,
+    writing or reading their state."""
     heartbeat_timeout_s: float = 20.0
     """A generator silent for this long is taken for wedged; a learner or scorer silent for three
     times as long, for dead."""

@@ -28,10 +28,14 @@ SHOWN = {
     "tokens_per_s": ("tok/s", "{:,.0f}"),
 }
 _WIDTH_IN_A_PIPE = 110
+QUIET_UNTIL = 600.0  # seconds of a phase after which the time between two lines grows with it
 
 
 class Console:
-    """One a run. `quiet_s`: least seconds between two lines of a phase where output is no tty."""
+    """One a run. `quiet_s`: least seconds between two lines of a phase where output is no tty.
+
+    They grow with the phase, so that a run of days has thousands of lines and not tens of them.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,8 @@ class PhaseLine:
         now = time.monotonic()
         if force and self._printed_step == self._step:
             return
-        if force or now - self._printed >= self._console.quiet_s:
+        quiet = self._console.quiet_s * max(1.0, (now - self._started) / QUIET_UNTIL)
+        if force or now - self._printed >= quiet:
             self._printed, self._printed_step = now, self._step
             self._console.rich.print(self._text())
 

@@ -236,7 +236,7 @@ class Cluster:
             if self._group_losses > GROUP_LOSSES_ALLOWED:
                 raise RuntimeError(
                     f"the learner group was lost {self._group_losses} times in a row at step "
-                    f"{self.step}: it would be again. The last time: {lost}"
+                    f"{self.step}: it would be again. The last time: {first_line(lost)}"
                 ) from lost
             self._log(f"{first_line(lost)}; going back to the last checkpoint")
             try:

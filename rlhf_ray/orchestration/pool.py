@@ -387,7 +387,8 @@ class GeneratorPool:
         left = self.wanted - self._places.given_up
         self._log(f"{member.budget.deaths} deaths in a row: going on with {left} generators")
         if left <= 0:
-            raise RuntimeError(f"every generator has died, the last of: {error}") from error
+            last = first_line(error)
+            raise RuntimeError(f"every generator has died, the last of: {last}") from error
 
     def _remove(self, member: Member) -> None:
         self._take_back(member)

@@ -1,6 +1,7 @@
 """The console in a pipe and on a terminal, and the table of before and after."""
 
 import io
+import time
 
 import pytest
 
@@ -92,3 +93,16 @@ def test_a_summary_without_evaluation_has_no_headlines(summary: dict) -> None:
     assert headlines(summary) == []
     console, _ = piped()
     console.summary(summary)
+
+
+def test_a_phase_of_a_day_has_a_thousand_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    console, out = piped(quiet_s=3.0)
+    with console.phase("ppo", 10_000) as line:
+        for step in range(10_000):
+            now[0] += 8.64
+            line.update(step)
+    lines = out.getvalue().splitlines()
+    assert 500 < len(lines) < 1500
+    assert sum("ppo" in text for text in lines[:60]) == 60, "at first every step is shown"
