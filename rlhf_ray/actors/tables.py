@@ -6,28 +6,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError
+from ray.exceptions import ObjectLostError
 
 from rlhf_ray.data import schemas
-
-FETCH_TIMEOUT = 300.0  # seconds; what is gone for good raises ObjectLostError long before
 
 
 def fetch(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> pa.Table:
     """The shards' rows joined with their scorers' columns, sorted by rollout id.
 
     shards: (rollouts, new columns, …) references of each shard. Rows that a reward dropped
-    (`score_valid` 0) are left out. Raises ObjectLostError where a table is gone, TimeoutError where
-    one does not arrive.
+    (`score_valid` 0) are left out. Raises ObjectLostError where a table is gone; how long one that
+    is not may take is the caller's to limit.
     """
     flat = [ref for shard in shards for ref in shard]
-    try:
-        tables = iter(ray.get(flat, timeout=FETCH_TIMEOUT))
-    except GetTimeoutError as error:
-        raise TimeoutError(
-            f"not all of {len(flat)} tables of rollouts arrived from the generators' and scorers' "
-            f"nodes in {FETCH_TIMEOUT:.0f} s: look at the network between the nodes"
-        ) from error
+    tables = iter(ray.get(flat))
     joined = [schemas.join(*(next(tables) for _ in shard)) for shard in shards]
     table = pa.concat_tables(joined).combine_chunks().sort_by("rollout_id")
     if "score_valid" in table.column_names:
@@ -48,7 +40,7 @@ def gone(shards: Sequence[tuple[ray.ObjectRef, ...]]) -> list[int]:
     lost = []
     for index, shard in enumerate(shards):
         try:
-            ray.get(list(shard), timeout=FETCH_TIMEOUT)
+            ray.get(list(shard))
         except ObjectLostError:
             lost.append(index)
     return lost

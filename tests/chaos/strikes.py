@@ -76,7 +76,12 @@ def learner(how: int, which: int = -1) -> list[Strike]:
 MATRIX = {
     "generator killed": generator(KILL, 2),
     "generator stopped": generator(STOP, 2),
-    "scorers killed, then stopped": [*scorers(KILL, 20), *scorers(STOP, 100)],
+    "scorers and the control actor killed, then stopped": [
+        *scorers(KILL, 20),
+        Strike("control", "learner updates", 6, KILL),
+        *scorers(STOP, 100),
+        Strike("control", "learner updates", 20, STOP),
+    ],
     "learner killed, then stopped": [
         *learner(KILL),
         Strike("learner", "learner updates", 19, STOP, part_of_update=0.7),

@@ -58,6 +58,7 @@ def test_any_schedules_of_faults(undisturbed_long: str, new_run: Make, seed: int
     print(f"CHAOS_SEED={seed}: {strikes}")
     run, place = new_run("struck")
     run_struck(run, place, LONG, strikes, limit=800)
+    all_struck(run, strikes)
     check(run, SCHEDULES * STEPS)
     assert fingerprint(run) == undisturbed_long
 

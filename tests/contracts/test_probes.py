@@ -71,6 +71,19 @@ def test_other_weights_are_found_out(engine: Generator, paths: list[Path]) -> No
         check_probes(engine, manifest)
 
 
+def test_a_single_tensor_that_stayed_as_it_was_is_found_out(engine: Generator, paths: list[Path]):
+    """Of weights that differ as much as these; those of two updates may differ by less."""
+    manifest = manifest_of(engine_of(paths[1]))
+    old, new = published(str(paths[0])), published(str(paths[1]))
+    assert len(new) == 26
+    for name in new:
+        engine.load(Version(0, 1), (new | {name: old[name]}).items())
+        with pytest.raises(ProbeMismatch):
+            check_probes(engine, manifest)
+    engine.load(Version(0, 1), new.items())
+    check_probes(engine, manifest)
+
+
 @pytest.mark.parametrize("wrong", [-0.1, float("nan")])
 def test_a_log_prob_that_is_not_the_engines_is_found_out(engine: Generator, wrong: float) -> None:
     manifest = manifest_of(engine)

@@ -1,9 +1,11 @@
 """vLLM as several processes: here two on the CPU, as on two GPUs but for the products."""
 
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rlhf_ray.data.ids import Version
@@ -15,20 +17,24 @@ from tests.contracts.test_generators import SAMPLING, Bench, some_requests
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    root = tmp_path_factory.mktemp("parallel")
-    paths = (str(root / "first"), str(root / "second"))
-    made = tuple(models.make("qwen2", Path(path), seed=i) for i, path in enumerate(paths))
-    engine = EngineProcess(
+def in_two_processes(path: str) -> EngineProcess:
+    return EngineProcess(
         "vllm",
-        paths[0],
+        path,
         sampling=SAMPLING,
         version=Version(0, 0),
         max_model_len=models.POSITIONS,
         kv_cache_mb=64,
         tensor_parallel=2,
     )
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    root = tmp_path_factory.mktemp("parallel")
+    paths = (str(root / "first"), str(root / "second"))
+    made = tuple(models.make("qwen2", Path(path), seed=i) for i, path in enumerate(paths))
+    engine = in_two_processes(paths[0])
     yield Bench(engine, "qwen2", paths, made)
     engine.close()
 
@@ -86,3 +92,21 @@ def test_weights_by_cuda_ipc_that_are_not_the_models_are_refused_and_change_noth
         bench.engine.call(load_ipc, update)
     requests = some_requests(2)
     bench.close_to(1, requests, bench.engine.call(actions.generate, requests))
+
+
+def family(_: Generator) -> list[int]:
+    """This process and those that it has made, as deep as they go."""
+    here = psutil.Process()
+    return [here.pid, *(child.pid for child in here.children(recursive=True))]
+
+
+def test_its_processes_end_when_the_one_that_made_them_is_killed(bench: Bench) -> None:
+    """As a generator is by Ray, or by the kernel."""
+    engine = in_two_processes(bench.paths[0])
+    first, *others = (psutil.Process(pid) for pid in engine.call(family))
+    assert len(others) >= 2
+    first.kill()
+    with pytest.raises(BrokenExecutor):
+        engine.call(family)
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert not alive

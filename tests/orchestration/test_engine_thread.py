@@ -24,6 +24,7 @@ class StepEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.stepping = threading.Event()
+        self.shut_after: int | None = None  # the gate closes after so many steps
         self.fail_with: Exception | None = None
         self.version = Version(0, 0)
         self._left: dict[int, int] = {}
@@ -42,6 +43,8 @@ class StepEngine:
         if self.fail_with is not None:
             raise self.fail_with
         self.events.append("step")
+        if self.events.count("step") == self.shut_after:
+            self.gate.clear()
         self._left = {rollout: left - 1 for rollout, left in self._left.items()}
         done = [rollout for rollout, left in self._left.items() if left == 0]
         for rollout in done:
@@ -132,8 +135,11 @@ def test_a_call_runs_between_steps_and_does_not_wait_for_the_batch(harness: Harn
 def test_a_second_shard_joins_the_first_between_steps(harness: Harness) -> None:
     long = harness.hold(r1=50)
     short = harness.generate(r2=1)
+    harness.engine.shut_after = 10
     harness.release(after=1)
     short.result(PATIENCE)
+    assert not long.done(), "a shard is answered as soon as it is done"
+    harness.engine.gate.set()
     long.result(PATIENCE)
     events = harness.engine.events
     assert events.index("submit [2]") < len(events) - 1 - events[::-1].index("step")
