@@ -159,9 +159,3 @@ def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         ClassifierReward(str(tmp_path / "nowhere"), Compute())
-
-
-def test_an_empty_batch_has_no_scores(tmp_path: Path) -> None:
-    save_classifier(tmp_path, decoder=False, labels=1)
-    reward = ClassifierReward(str(tmp_path), Compute())
-    assert len(reward(batch_of(policy_tokenizer(), [], [])).scores) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.rewards.micro_batches import Compute
@@ -57,23 +57,6 @@ def test_the_cut_into_micro_batches_changes_nothing(
     batch = batch_of(tokenizer, PROMPTS * 3, RESPONSES * 3)
     other = TrainedReward(directory, tokenizer, Compute(micro_batch_tokens=tokens))
     assert other(batch).scores == pytest.approx(reward(batch).scores, abs=1e-5)
-
-
-@settings(max_examples=20, deadline=None)
-@given(order=st.permutations(range(4)))
-def test_the_order_of_rows_is_the_order_of_scores(reward, tokenizer, order: list[int]) -> None:
-    whole = reward(batch_of(tokenizer, PROMPTS, RESPONSES)).scores
-    batch = batch_of(tokenizer, [PROMPTS[i] for i in order], [RESPONSES[i] for i in order])
-    assert reward(batch).scores == pytest.approx(whole[order], abs=1e-5)
-
-
-def test_a_batch_scored_twice_gives_the_same_bits(reward: TrainedReward, tokenizer) -> None:
-    batch = batch_of(tokenizer, PROMPTS, RESPONSES)
-    assert np.array_equal(reward(batch).scores, reward(batch).scores)
-
-
-def test_an_empty_batch_has_no_scores(reward: TrainedReward, tokenizer) -> None:
-    assert len(reward(batch_of(tokenizer, [], [])).scores) == 0
 
 
 def test_another_vocabulary_is_tokenised_again(tmp_path: Path, tokenizer) -> None:
