@@ -1,14 +1,29 @@
 """The demonstration, tiny: every file that a run leaves, and what is in it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_ray.generators.environment import vllm_environment
 from rlhf_ray.observe.keys import KEYS, PHASES, row_of
 from tests.observe.test_metrics_documented import RARE
 from tests.running.jobs import TINY, actor_processes, job, rows, summary, wait_for
+
+
+# As somebody does who has vLLM and has never heard of this project.
+PLAIN_VLLM = """
+import sys
+from vllm import LLM, SamplingParams
+small = {"max_model_len": 64, "gpu_memory_utilization": 0.2, "kv_cache_memory_bytes": 32 << 20}
+engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, **small)
+asked = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+print(list(engine.generate(sys.argv[2], asked)[0].outputs[0].token_ids))
+"""
 
 
 def test_it_leaves_a_whole_run_and_no_process(demonstration):
@@ -73,6 +88,26 @@ def test_the_policy_is_a_plain_transformers_directory(demonstration):
     assert moved > 0
     ids = tokenizer("I bought this rice", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
+
+
+@pytest.mark.slow
+def test_the_policy_is_one_that_plain_vllm_serves(demonstration, tmp_path):
+    run, _ = demonstration
+    prompt = "I bought this rice"
+    script = tmp_path / "plain.py"  # vLLM starts its engine's process from a file
+    script.write_text(PLAIN_VLLM)
+    done = subprocess.run(
+        [sys.executable, script, run / "policy", prompt],
+        env=os.environ | vllm_environment(1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ids = AutoTokenizer.from_pretrained(run / "policy")(prompt, return_tensors="pt").input_ids
+    model = AutoModelForCausalLM.from_pretrained(run / "policy")
+    expected = model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert json.loads(done.stdout.splitlines()[-1]) == expected[0, ids.shape[1] :].tolist()
 
 
 def test_a_checkpoint_knows_the_score_of_its_version(demonstration):
