@@ -14,7 +14,6 @@ from rlhf_ray.observe.keys import KEYS, PHASES, row_of
 from tests.observe.test_metrics_documented import RARE
 from tests.running.jobs import TINY, actor_processes, job, rows, summary, wait_for
 
-
 # As somebody does who has vLLM and has never heard of this project.
 PLAIN_VLLM = """
 import sys
