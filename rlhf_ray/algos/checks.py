@@ -8,6 +8,7 @@ Shapes: B responses, T response positions (padded), N any one dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -159,14 +160,14 @@ def zero_outside(mask: Tensor, x: Tensor) -> Tensor:
 def divide(total: Tensor, denominator: Denominator, terms: Tensor) -> Tensor:
     """total / denominator, by default the number of terms (1 when there is none: 0 / 1 = 0).
 
-    Raises ValueError for a denominator that is not positive.
+    Raises ValueError for a denominator that is not one positive, finite number.
     """
     if denominator is None:
         return total / terms.to(total.dtype).clamp(min=1)
-    number = float(denominator)
-    if not number > 0:
+    number = float(denominator) if torch.as_tensor(denominator).numel() == 1 else math.nan
+    if not 0 < number < math.inf:
         raise ValueError(
-            f"denominator is {number}; it must be positive: the number of terms of "
+            f"denominator is {denominator}; it must be one positive number: that of the terms of "
             "the whole step, over all micro-batches and ranks"
         )
     return total / number

@@ -270,9 +270,9 @@ def _clipped_objective(
     return objective_BT, clipped_BT, dual_clipped_BT
 
 
-def _check_clips(**clips: float) -> None:
+def _check_clips(**clips: float | None) -> None:
     for name, clip in clips.items():
-        if not clip >= 0:
+        if clip is None or not clip >= 0:
             raise ValueError(f"{name} is {clip}; it must be at least 0 (inf for no clipping)")
 
 

@@ -123,8 +123,8 @@ def masked_whiten(
     mask, x = _select(x, mask)
     check_rows(mask, "mask")
     x64 = x.double()
-    _, mean, var = _moments(x64, mask) if stats is None else (torch.as_tensor(v) for v in stats)
-    mean, var = mean.to(x64), var.to(x64)
+    found = _moments(x64, mask) if stats is None else stats
+    _, mean, var = (torch.as_tensor(v, dtype=x64.dtype, device=x64.device) for v in found)
     whitened = (x64 - mean) * torch.rsqrt(var + VARIANCE_FLOOR)
     return zero_outside(mask, whitened if shift_mean else whitened + mean).to(x.dtype)
 

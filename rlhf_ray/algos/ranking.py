@@ -81,15 +81,18 @@ def pairwise_loss(
         form: what stands for −log σ: a key of FORMS.
 
     Returns: loss_P [P] in the compute dtype.
-    Raises: ValueError when both α and q are given, or one is out of range; for an unknown form,
-        another shape or dtype.
+    Raises: ValueError when both α and q are given, or one is out of range; for a margin that is
+        not finite, an unknown form, another shape or dtype.
     """
     check_choice("form", form, FORMS)
     loss = FORMS[form]
     chosen_P, rejected_P = widen_scores(chosen_P=chosen_P, rejected_P=rejected_P)
     check_rank(1, chosen_P=chosen_P)
     check_range(0, 1, label_smoothing=label_smoothing)
-    gap_P = chosen_P - rejected_P - _per_pair("margin", margin, chosen_P)
+    margin_P = _per_pair("margin", margin, chosen_P)
+    if not bool(margin_P.isfinite().all()):
+        raise ValueError("margin is not finite; it is the gap that is asked of a pair, 0 for none")
+    gap_P = chosen_P - rejected_P - margin_P
     if target is None and label_smoothing == 0:
         return loss(gap_P)
     if target is None:

@@ -26,7 +26,7 @@ from rlhf_ray.learners.microbatches import MicroBatch, micro_batches, minibatche
 from rlhf_ray.learners.optimizer import Optimizer
 from rlhf_ray.learners.rollouts import Rollouts
 from rlhf_ray.learners.sharding import own
-from rlhf_ray.learners.targets import OldPass, Targets, make_targets
+from rlhf_ray.learners.targets import OldPass, Targets, kl_of_samples, make_targets
 from rlhf_ray.models.actor_critic import Actor, Critic
 from rlhf_ray.models.layers import recompute_layers
 from rlhf_ray.models.packing import packs
@@ -123,7 +123,7 @@ class PPOLearner:
         stats["kl/coef"] = self.kl_coef.coef
         stats |= self._learn(rollouts, targets, step)
         if self.settings.kl_target is not None:
-            self.kl_coef.update(stats["kl/mean_k1"], len(rollouts))
+            self.kl_coef.update(kl_of_samples(stats)[0], len(rollouts))
         return stats
 
     def old_pass(self, table: pa.Table) -> OldPass:

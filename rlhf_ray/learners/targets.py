@@ -4,6 +4,7 @@ Everything here sees the whole batch, and gives every rank the same numbers.
 Shapes: B rollouts, T response positions (padded), N response tokens end to end.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -115,6 +116,16 @@ def _weights(rollouts: Rollouts, old: OldPass, *, cap: float) -> Tensor:
         cap=cap,
     )
     return rollouts.flat(weights_BT)
+
+
+def kl_of_samples(stats: Mapping[str, float]) -> tuple[float, float]:
+    """(mean, std) over an iteration's responses of Σ k1, by the policy that sampled them.
+
+    Where tokens are stale the generators' own log-probs say so: the sum of the newest policy's over
+    samples of older ones is no estimate of a KL, and may be negative.
+    """
+    of = "kl/sampled_" if stats["staleness/max"] > 0 else "kl/"
+    return stats[f"{of}mean_k1"], stats[f"{of}std_k1"]
 
 
 def _stats(

@@ -54,7 +54,7 @@ class _Logprobs(torch.autograd.Function):
         entropy: bool,
         learns: bool,
     ) -> tuple[Tensor, Tensor]:
-        logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=torch.float32)
+        logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=_softmax_dtype(hidden_ND))
         entropies_N = torch.zeros_like(logprobs_N)
         chunks = _chunks(hidden_ND, weight_VD)
         keep = learns and len(chunks) == 1 and not shape.softcap
@@ -64,6 +64,7 @@ class _Logprobs(torch.autograd.Function):
             logp_CV = torch.log_softmax(logits_CV, 1)
             logprobs_N[rows] = logp_CV.gather(1, targets_N[rows, None]).squeeze(1)
             if entropy:
+                logp_CV.clamp_(min=torch.finfo(logp_CV.dtype).min)  # 0·log 0 is 0
                 entropies_N[rows] = torch.exp(logp_CV, out=logits_CV).mul_(logp_CV).sum(1).neg_()
             if keep:
                 probs_NV = logp_CV.exp_().to(hidden_ND.dtype)
@@ -123,7 +124,7 @@ def response_logprobs(
         shape: what else the model does to its logits.
         entropy: compute the distribution's entropy as well (no gradient), else zeros.
 
-    Returns: (logprobs_N, entropies_N), float32; softmax in float32 whatever the dtype.
+    Returns: (logprobs_N, entropies_N), float32 (of float64, float64), as the softmax itself.
     Raises: ValueError unless the temperature is positive.
     """
     if not temperature > 0:
@@ -148,8 +149,8 @@ def _logits(
     shape: HeadShape,
     temperature: float,
 ) -> tuple[Tensor, Tensor | float]:
-    """(logits / temperature in float32, their derivative by the matrix product's output)."""
-    logits_CV = F.linear(hidden_CD, weight_VD, bias_V).float()
+    """(logits / temperature as they are softmaxed, their derivative by the product's output)."""
+    logits_CV = F.linear(hidden_CD, weight_VD, bias_V).to(_softmax_dtype(hidden_CD))
     if shape.scale != 1:
         logits_CV = logits_CV * shape.scale
     slope: Tensor | float = shape.scale / temperature
@@ -175,6 +176,11 @@ def _chunk_rows(hidden_ND: Tensor, weight_VD: Tensor) -> int:
     return max(1, CHUNK_BYTES[hidden_ND.device.type] // (4 * len(weight_VD)))
 
 
+def _softmax_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """float32 at least."""
+    return torch.promote_types(hidden_ND.dtype, torch.float32)
+
+
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    """Running sum: float32 once there is more than one part."""
-    return part if total is None else total.float().add_(part)
+    """Running sum: float32 at least once there is more than one part."""
+    return part if total is None else total.to(_softmax_dtype(part)).add_(part)

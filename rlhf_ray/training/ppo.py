@@ -14,6 +14,7 @@ from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
+from rlhf_ray.learners.targets import kl_of_samples
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.journal import Journal
@@ -40,7 +41,7 @@ def train(config: Config, cluster: Cluster, record: Record) -> None:
             cluster.rest()  # generators that share a GPU with the learners, where asked
             stats = cluster.learners.update(step)  # advantages, epochs
             record.published(cluster.publish(step + 1))  # generators pull it
-            over = cluster.done(step, stats["kl/mean_k1"])
+            over = cluster.done(step, kl_of_samples(stats)[0])
             record.evaluate(step + 1, last=over)
             record.report(step, batch, stats)
             record.checkpointed(cluster.checkpoint(record.score))

@@ -101,7 +101,7 @@ class Record:
 
     def report(self, step: int, batch: Batch, stats: dict[str, float]) -> None:
         """One row of metrics, some samples, one line of progress."""
-        if warning := alarm(stats, batch.rows):
+        if warning := negative_kl_alarm(*kl_of_samples(stats), batch.rows):
             self._tell(f"step {step + 1}: {warning}")
         total = time.monotonic() - self._began
         work = total - self._seconds.get("time/evaluate", 0.0)
@@ -205,16 +205,6 @@ def phase_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def over_starts(counts: Iterable[float]) -> int:
     """What a count has come to that begins at 0 in each start of the run."""
     return int(sum(b - a if b >= a else b for a, b in pairwise([0, *counts])))
-
-
-def alarm(stats: dict[str, float], responses: int) -> str | None:
-    """What is wrong with an iteration's KL, if anything.
-
-    Where tokens are stale, that of the policies which sampled them: the sum of the newest policy's
-    log-probs over samples of older ones is no KL, and may be negative.
-    """
-    of = "kl/sampled_" if stats["staleness/max"] > 0 else "kl/"
-    return negative_kl_alarm(stats[f"{of}mean_k1"], stats[f"{of}std_k1"], responses)
 
 
 def _keep_samples(

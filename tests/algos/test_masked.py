@@ -92,6 +92,11 @@ def test_whitening_of_huge_numbers_and_by_plain_stats():
     mask = torch.ones_like(x, dtype=torch.bool)
     torch.testing.assert_close(masked_whiten(x * 1e20, mask), masked_whiten(x, mask))
     torch.testing.assert_close(masked_whiten(x, mask, stats=(3, 2.0, 4.0)), (x - 2) / 2)
+    # In float32 the mean would be off by a thousandth of the deviation.
+    far = torch.tensor([[10_000.1, 10_000.2, 10_000.3]], dtype=torch.float64)
+    mean, var = far.mean().item(), far.var(correction=0).item()
+    whitened = masked_whiten(far, mask, stats=(3, mean, var))
+    torch.testing.assert_close(whitened, (far - mean) / var**0.5, rtol=1e-6, atol=1e-9)
     assert float(masked_mean(torch.tensor(2.5), torch.tensor(True))) == 2.5
 
 

@@ -296,6 +296,8 @@ def test_nonsense_raises():
         pairwise_loss(x, x, target=torch.tensor([0.5, 1.2]))
     with pytest.raises(ValueError, match=r"margin has shape \(3,\) for 2 pairs"):
         pairwise_loss(x, x, margin=torch.zeros(3))
+    with pytest.raises(ValueError, match="margin is not finite"):
+        pairwise_loss(x, x, margin=torch.tensor([0.0, math.nan]))
     with pytest.raises(ValueError, match=r"rejected_P has shape \(3,\)"):
         pairwise_loss(x, torch.zeros(3))
     with pytest.raises(ValueError, match=r"scores_N has dtype torch\.bool"):

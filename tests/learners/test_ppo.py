@@ -188,6 +188,21 @@ def test_adaptive_kl_follows_its_target(target: float, coef: float) -> None:
     assert one.kl_coef.coef == pytest.approx(coef, rel=1e-4)
 
 
+def test_adaptive_kl_goes_by_the_policies_that_sampled_stale_tokens() -> None:
+    settings = dataclasses.replace(
+        SETTINGS, kl_coef=0.05, kl_target=1.0, kl_horizon=16.0, max_staleness=1
+    )
+    one = learner(settings=settings)
+    responses = [np.arange(5)] * 8
+    sampled = table(responses=responses)
+    refs = [np.array(row) - 0.22 for row in sampled.column("behaviour_logprobs").to_pylist()]
+    stats = one.update(1, table(responses=responses, refs=refs))
+    assert stats["staleness/max"] == 1
+    assert stats["kl/sampled_mean_k1"] == pytest.approx(1.1, rel=1e-4)
+    assert abs(stats["kl/mean_k1"] - 1.1) > 0.5
+    assert one.kl_coef.coef == pytest.approx(0.0525, rel=1e-4)
+
+
 @pytest.mark.parametrize("estimator", ["gae", "rloo"])
 def test_it_learns_to_write_a_token(estimator: str) -> None:
     """Reward: how often token 5 occurs. A uniform policy has 6 · 1/32; 40 updates reach half."""

@@ -1,5 +1,7 @@
 """Chunked log-probabilities equal the model's own."""
 
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -142,6 +144,34 @@ def test_no_tokens_give_no_log_probabilities_and_zero_gradients(name: str) -> No
     out.logprobs_N.sum().backward()
     assert out.logprobs_N.shape == (0,)
     assert all(p.grad is not None and not p.grad.any() for p in actor.parameters())
+
+
+def test_in_float64_everything_is_float64() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 30, dtype=torch.float64)
+    hidden_ND, targets_N = torch.randn(5, 8, dtype=torch.float64), torch.arange(5)
+    found_N, entropies_N = response_logprobs(
+        hidden_ND, head, targets_N, shape=HeadShape(), temperature=0.7, entropy=True
+    )
+    want_NV = torch.log_softmax(head(hidden_ND) / 0.7, 1)
+    want_N = want_NV.gather(1, targets_N[:, None]).squeeze(1)
+    torch.testing.assert_close(found_N, want_N, rtol=0, atol=1e-14)
+    torch.testing.assert_close(entropies_N, -(want_NV.exp() * want_NV).sum(1), rtol=0, atol=1e-14)
+
+
+def test_a_token_that_cannot_be_adds_nothing_to_the_entropy() -> None:
+    """A model may mask a part of its vocabulary by a bias of −inf."""
+    head = torch.nn.Linear(4, 5)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.bias[3] = -math.inf
+    targets_N = torch.tensor([0, 3])
+    logprobs_N, entropies_N = response_logprobs(
+        torch.ones(2, 4), head, targets_N, shape=HeadShape(), entropy=True
+    )
+    assert logprobs_N.tolist() == pytest.approx([-math.log(4), -math.inf])
+    assert entropies_N.tolist() == pytest.approx([math.log(4)] * 2)
 
 
 def test_in_bfloat16_other_rows_of_the_product_change_nothing():

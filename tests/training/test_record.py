@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rlhf_ray.algos.kl import negative_kl_alarm
 from rlhf_ray.config import PPO
-from rlhf_ray.training.record import alarm
+from rlhf_ray.learners.targets import kl_of_samples
 from tests.learners.toys import learner, table
 
 
@@ -31,6 +32,6 @@ def test_a_reference_of_another_distribution_raises_the_alarm(
     settings = PPO(prompts=8, minibatches=2, max_staleness=staleness)
     one = learner(settings=settings)
     stats = one.update(staleness, with_references(table(), above))
-    message = alarm(stats, 8)
+    message = negative_kl_alarm(*kl_of_samples(stats), 8)
     assert (message is not None) == alarmed
     assert message is None or "which cannot be" in message
