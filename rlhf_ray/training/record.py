@@ -13,6 +13,7 @@ from rlhf_ray.algos.kl import negative_kl_alarm
 from rlhf_ray.config import Config
 from rlhf_ray.data.ids import CALIBRATION, HELDOUT
 from rlhf_ray.files import write_json
+from rlhf_ray.learners.targets import kl_of_samples
 from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.observe.console import PhaseLine
 from rlhf_ray.observe.keys import TIMES

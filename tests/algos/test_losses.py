@@ -305,7 +305,7 @@ def test_nonsense_raises():
     with pytest.raises(ValueError, match="clip is None; it must be at least 0"):
         value_loss(x, x, x, mask, clip=None)  # type: ignore[arg-type]
     for bad in (0, -1.0, math.nan, math.inf, torch.ones(2)):
-        with pytest.raises(ValueError, match="denominator is .*; it must be one positive number"):
+        with pytest.raises(ValueError, match=r"denominator is .*; it must be one positive number"):
             policy_loss(x, x, x, mask, denominator=bad)
     with pytest.raises(ValueError, match=r"advantages_BT has shape \(1, 3\)"):
         policy_loss(x, x, torch.zeros(1, 3), mask)
