@@ -30,7 +30,7 @@ from rlhf_ray.models.device import device_here
 RELOADED_AT_ONCE = 256 << 20  # bytes of new weights on their way to each process of an engine
 
 # Architectures whose loader in vLLM refuses `lm_head.weight`: their head is the embedding itself.
-HEADLESS_LOADERS = frozenset({"bloom"})
+HEADLESS_LOADERS = frozenset({"bloom", "gemma2"})
 
 
 class VLLMGenerator:

@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhf_ray.generators.cache import BLOCK_SIZE
 
-MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step; a prompt is never split
+MIN_BATCHED_TOKENS = 8192  # prompt tokens of one step
 
 
 def engine_options(
@@ -33,8 +33,9 @@ def engine_options(
         "max_num_batched_tokens": _batched_tokens(max_model_len, max_num_seqs),
         "block_size": BLOCK_SIZE,
         "kv_cache_memory_bytes": kv_cache_mb << 20,
-        # A seeded request whose prompt is split over two steps crashes the CPU sampler.
-        "enable_chunked_prefill": False,
+        # A seeded request whose prompt is split over two steps crashes the CPU sampler; on a GPU
+        # vLLM warns of wrong results without it.
+        "enable_chunked_prefill": cuda,
         "enable_prefix_caching": True,
         # Raw log-probs would be those before the temperature.
         "logprobs_mode": "processed_logprobs",
@@ -64,5 +65,5 @@ def engine_options(
 
 
 def _batched_tokens(max_model_len: int, max_num_seqs: int) -> int:
-    """Tokens of a step: any prompt whole, and no more than all sequences could have."""
+    """Tokens of a step: any one prompt whole, and no more than all sequences could have."""
     return min(max(MIN_BATCHED_TOKENS, max_model_len), max_num_seqs * max_model_len)

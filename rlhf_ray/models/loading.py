@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -96,7 +97,10 @@ def load_causal_lm(
             f"give a model whose architecture ends in {' or '.join(CAUSAL_ENDINGS)}"
         )
     with loading("language model", path):
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, **options, **attention_of(config)
+        )
+    _make_savable(model)
     return model.eval()
 
 
@@ -106,6 +110,33 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Pretrai
     with loading("model", path):
         config = AutoConfig.from_pretrained(str(path), **options)
     return config
+
+
+def attention_of(config: PretrainedConfig) -> dict[str, str]:
+    """Keyword arguments for `from_pretrained`: who computes attention, if not the default.
+
+    Gemma 2 caps its scores, which transformers' eager attention does and the others leave out.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """Leave settings of sampling out that contradict each other, as some published models' do.
+
+    `save_pretrained` refuses them, after all the training.
+    """
+    settings = model.generation_config
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig(
+            bos_token_id=settings.bos_token_id,
+            eos_token_id=settings.eos_token_id,
+            pad_token_id=settings.pad_token_id,
+        )
 
 
 def is_causal(config: PretrainedConfig) -> bool:
@@ -123,14 +154,36 @@ def features_of(config: PretrainedConfig) -> int:
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Tokens of the longest row that a model of this config takes; None: it does not say."""
+    """Tokens of the longest row that a model of this config takes; None: it does not say.
+
+    Longrope (Phi-3) turns by other angles where any row of a pass is longer than it was trained on
+    at first: a row's log-probs would depend on those beside it, so that length is the limit.
+    """
+    text = config.get_text_config()
     stated = [getattr(config, name, None) for name in POSITIONS]
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        stated.insert(0, rope.get("original_max_position_embeddings"))
     return next((n for n in stated if n is not None and n > 0), None)  # XLNet's -1 is no limit
 
 
-def check_length(config: PretrainedConfig, tokens: int, option: str) -> None:
+def positions_in(model: nn.Module) -> int | None:
+    """`positions_of` its config, less those that RoBERTa's kind keeps for padding."""
+    positions = positions_of(model.config)
+    if positions is None:
+        return None
+    reserved = [
+        m.padding_idx + 1
+        for m in model.modules()
+        if isinstance(m, nn.Embedding)
+        and m.num_embeddings == positions
+        and m.padding_idx is not None
+    ]
+    return positions - max(reserved, default=0)
+
+
+def check_length(positions: int | None, tokens: int, option: str) -> None:
     """Raise ValueError where `option` asks for rows of more tokens than a model has positions."""
-    positions = positions_of(config)
     if positions is not None and tokens > positions:
         raise ValueError(
             f"--{option} is {tokens}, and the model has {positions} positions: "

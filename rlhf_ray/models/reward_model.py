@@ -18,6 +18,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from rlhf_ray.config import Pooling
 from rlhf_ray.files import write_json
 from rlhf_ray.models.loading import (
+    attention_of,
     cast_parameters,
     features_of,
     is_causal,
@@ -103,7 +104,7 @@ class RewardModel(nn.Module):
         saved. ValueError where there is no causal language model then.
         """
         if not lm_head:
-            backbone = _load_backbone(path, trust_remote_code=trust_remote_code)
+            backbone = _load_backbone(path, pooling, trust_remote_code=trust_remote_code)
             return cls(backbone, pooling, seed=seed)
         whole = load_causal_lm(path, trust_remote_code=trust_remote_code)
         model = cls(whole.base_model, pooling, seed=seed)
@@ -130,8 +131,9 @@ class RewardModel(nn.Module):
         path = Path(path)
         settings = _read_settings(path)
         base = settings.get("base")
-        backbone = _load_backbone(base or path, trust_remote_code=trust_remote_code)
-        model = cls(backbone, settings["pooling"])
+        pooling = settings["pooling"]
+        backbone = _load_backbone(base or path, pooling, trust_remote_code=trust_remote_code)
+        model = cls(backbone, pooling)
         if base:
             with loading("adapters", path / ADAPTER_DIR):
                 model.backbone = load_adapter(backbone, path / ADAPTER_DIR)
@@ -237,11 +239,25 @@ def calibrate(scores_N: Tensor) -> Calibration:
     return Calibration(mean, std, len(scores_N))
 
 
-def _load_backbone(path: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    load_config(path, trust_remote_code=trust_remote_code)
+def _load_backbone(
+    path: str | Path, pooling: Pooling, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    config = load_config(path, trust_remote_code=trust_remote_code)
     options = source_options(path, trust_remote_code=trust_remote_code)
     with loading("model", path):
-        model = AutoModel.from_pretrained(str(path), dtype=torch.float32, **options)
+        model, info = AutoModel.from_pretrained(
+            str(path),
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+            **attention_of(config),
+        )
+    random = [name for name in info["missing_keys"] if name.startswith("pooler.")]
+    if pooling == "pooler" and random:
+        raise ValueError(
+            f"{path} has no weights of a pooler ({', '.join(sorted(random))}): its features would "
+            f"be random; give --rm.pooling cls or mean"
+        )
     return model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.models.loading import load_config, source_options, tokenizer_class
+from rlhf_ray.models.loading import attention_of, load_config, source_options, tokenizer_class
 from rlhf_ray.models.packing import PackedRows
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
 from rlhf_ray.rewards.protocol import Responses, Scores
@@ -102,7 +102,12 @@ class ClassifierReward:
 def _load(path: str, config: Any, dtype: torch.dtype, options: dict[str, bool]) -> Any:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, **options
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+            **attention_of(config),
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.models.loading import load_tokenizer, positions_of
+from rlhf_ray.models.loading import load_tokenizer, positions_in
 from rlhf_ray.models.packing import packs
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.rewards.micro_batches import Compute, score_rows
@@ -71,19 +71,12 @@ class TrainedReward:
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens the model takes: its positions, less those RoBERTa's kind keeps for padding.
+    """Tokens the model takes: its positions that are not kept for padding, as far as known.
 
     `UNSTATED` where neither the model nor its tokenizer says.
     """
     stated = tokenizer.model_max_length
     limits = [UNSTATED, stated if stated > 0 else UNSTATED]
-    if (positions := positions_of(model.config)) is not None:
-        reserved = [
-            m.padding_idx + 1
-            for m in model.modules()
-            if isinstance(m, nn.Embedding)
-            and m.num_embeddings == positions
-            and m.padding_idx is not None
-        ]
-        limits.append(positions - max(reserved, default=0))
+    if (positions := positions_in(model)) is not None:
+        limits.append(positions)
     return int(min(limits))

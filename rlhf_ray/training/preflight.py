@@ -11,7 +11,7 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts, batch_of_step, load_prompts
 from rlhf_ray.generators.registry import check_installed
 from rlhf_ray.models.ensemble import first_member
-from rlhf_ray.models.loading import check_length, load_config, load_tokenizer
+from rlhf_ray.models.loading import check_length, load_config, load_tokenizer, positions_of
 from rlhf_ray.models.reward_model import SETTINGS_FILE
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.keys import KEYS
@@ -98,7 +98,7 @@ def check_lists(
     if config.rm.base is not None:
         tokenizer, model = _loaded(config, config.rm.base)
     require_heldout(config)
-    check_length(model, config.rm.max_tokens, "rm.max-tokens")
+    check_length(positions_of(model), config.rm.max_tokens, "rm.max-tokens")
     load_split(config, tokenizer)
     if config.rm.meta.samples is not None:
         read_samples(

@@ -25,7 +25,7 @@ from rlhf_ray.data.preferences import (
 )
 from rlhf_ray.files import write_json
 from rlhf_ray.models.device import device_here
-from rlhf_ray.models.loading import check_length, compute_dtype, load_tokenizer
+from rlhf_ray.models.loading import check_length, compute_dtype, load_tokenizer, positions_in
 from rlhf_ray.models.reward_model import RewardModel
 from rlhf_ray.training.meta import MetaStep, read_samples
 from rlhf_ray.training.output import written_aside
@@ -122,7 +122,7 @@ class RewardTraining:
             views = Views(settings.contrastive, features, seed=seed)
             if views.prototypes is not None:
                 self.model.aside["prototypes"] = views.prototypes
-        check_length(self.model.backbone.config, settings.max_tokens, "rm.max-tokens")
+        check_length(positions_in(self.model.backbone), settings.max_tokens, "rm.max-tokens")
         self.data, self._heldout = self._rows(train), self._rows(heldout)
         dtype = compute_dtype(config.model.dtype, place)
         self._optimizer = MasterAdamW(

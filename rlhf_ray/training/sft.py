@@ -18,7 +18,13 @@ from rlhf_ray.data.faults import BadRows
 from rlhf_ray.data.texts import Text, load_texts, split_texts, with_template
 from rlhf_ray.data.tokenise import TokenRows, tokenise_pairs
 from rlhf_ray.models.device import device_here
-from rlhf_ray.models.loading import check_length, compute_dtype, load_causal_lm, load_tokenizer
+from rlhf_ray.models.loading import (
+    check_length,
+    compute_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    positions_of,
+)
 from rlhf_ray.models.logprobs import HeadShape
 from rlhf_ray.models.norms import use_short_norms
 from rlhf_ray.models.packing import PackedRows, hidden_states, packs, use_packing
@@ -53,7 +59,7 @@ def train_sft(config: Config, out_dir: str | Path, *, device: str | None = None)
     bad = BadRows(config.data.on_bad_row, count=text_set.bad_rows)
     bad.examples += [text_set.first_bad] if text_set.first_bad else []
     train, heldout = _rendered(config, tokenizer, (train, heldout), bad)
-    check_length(model.config, config.sft.max_tokens, "sft.max-tokens")
+    check_length(positions_of(model.config), config.sft.max_tokens, "sft.max-tokens")
     rows = _tokenise(tokenizer, train, config.sft.max_tokens)
     heldout_rows = _tokenise(tokenizer, heldout, config.sft.max_tokens)
 

@@ -55,10 +55,11 @@ def shared(named_tensors: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Any],
             raise ValueError(f"{name} lies on {tensor.device}: CUDA IPC shares GPU memory alone")
         if tensor is not previous:  # a tied one comes again under its other name
             kept.append(tensor.detach().clone(memory_format=torch.contiguous_format))
+            handle = reduce_tensor(kept[-1])[1]  # one a tensor: each is waited for to be opened
         previous = tensor
         device = str(torch.cuda.get_device_properties(tensor.device).uuid)
         update["names"].append(name)
         update["dtype_names"].append(str(tensor.dtype).removeprefix("torch."))
         update["shapes"].append(list(tensor.shape))
-        update["ipc_handles"].append({device: reduce_tensor(kept[-1])[1]})
+        update["ipc_handles"].append({device: handle})
     return update, kept

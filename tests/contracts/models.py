@@ -6,6 +6,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
     PreTrainedModel,
@@ -29,6 +30,15 @@ _LLAMA_LIKE = {
 CONFIGS = {
     "qwen2": Qwen2Config(**_LLAMA_LIKE, tie_word_embeddings=True),
     "llama": LlamaConfig(**_LLAMA_LIKE, tie_word_embeddings=False),
+    # Caps low enough to show. Eager, for the oracle: the other kinds leave the first of them out.
+    "gemma2": Gemma2Config(
+        **_LLAMA_LIKE,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        attn_implementation="eager",
+    ),
     "gpt2": GPT2Config(**_SPECIAL, n_embd=64, n_layer=2, n_head=2, n_positions=POSITIONS),
     "qwen3_moe": Qwen3MoeConfig(
         **_LLAMA_LIKE, head_dim=32, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2

@@ -22,7 +22,7 @@ from tests.contracts.engines import THREADS, EngineProcess
 TEMPERATURE, MAX_TOKENS, AT_ONCE = 0.7, 24, 128
 SAMPLING = Sampling(TEMPERATURE, MAX_TOKENS, models.EOS)
 # BLOOM alone: vLLM's ALiBi and transformers' differ by this much with the same weights.
-TOLERANCE = {"qwen2": 1e-4, "llama": 1e-4, "gpt2": 1e-4, "qwen3_moe": 1e-4, "bloom": 2e-3}
+TOLERANCE = dict.fromkeys(models.CONFIGS, 0.0001) | {"bloom": 2e-3}
 
 
 @dataclass
@@ -335,7 +335,7 @@ def test_a_load_that_fails_half_way_kills_the_engine(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["llama", "gpt2", "bloom", "qwen3_moe"])
+@pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma2", "bloom", "qwen3_moe"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_shapes_after_a_change_of_all_weights(backend, shape, tmp_path):
     bench = make_bench(shape, backend, tmp_path)

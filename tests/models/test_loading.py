@@ -1,5 +1,6 @@
 """Loading: what is there is loaded, what is not says what to do."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,12 +9,17 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     BloomConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2Model,
     MptConfig,
+    Phi3Config,
+    Phi3Model,
     PreTrainedTokenizerFast,
     T5Config,
     XLNetConfig,
@@ -156,9 +162,9 @@ def test_casting_leaves_buffers_alone() -> None:
 
 def test_rows_longer_than_the_model_are_refused() -> None:
     model = make_decoder(MADE, hidden=64, layers=1, seed=0)
-    check_length(model.config, 1024, "sft.max-tokens")
+    check_length(positions_of(model.config), 1024, "sft.max-tokens")
     with pytest.raises(ValueError, match=r"--sft.max-tokens is 1025.*1024 positions: set"):
-        check_length(model.config, 1025, "sft.max-tokens")
+        check_length(positions_of(model.config), 1025, "sft.max-tokens")
 
 
 def test_a_model_says_how_long_its_rows_may_be_or_does_not() -> None:
@@ -167,4 +173,61 @@ def test_a_model_says_how_long_its_rows_may_be_or_does_not() -> None:
     sizes = {"vocab_size": 9, "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}
     model = XLNetModel(XLNetConfig(**sizes))
     assert model.config.max_position_embeddings == -1
-    check_length(model.config, 10_000, "rm.max-tokens")
+    check_length(positions_of(model.config), 10_000, "rm.max-tokens")
+
+
+def test_longrope_is_taken_as_far_as_a_row_is_the_same_wherever_it_stands() -> None:
+    """Phi-3's angles change for a whole pass where one row of it is longer."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    config = Phi3Config(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        max_position_embeddings=64,
+        original_max_position_embeddings=8,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+    )
+    assert positions_of(config) == 8
+    model = Phi3Model(config).eval()
+    rows = torch.arange(1, 10)[None]
+    with torch.no_grad():
+        short, longer = (model(rows[:, :n]).last_hidden_state[:, :4] for n in (8, 9))
+        assert torch.allclose(model(rows[:, :4]).last_hidden_state, short, atol=1e-6)
+        assert not torch.allclose(short, longer, atol=1e-3)
+
+
+def test_settings_of_sampling_that_could_not_be_saved_are_left_out(tmp_path: Path) -> None:
+    """A temperature without sampling, as in Vicuna's generation_config.json."""
+    model = make_decoder(MADE, hidden=64, layers=1, seed=0)
+    model.save_pretrained(tmp_path)
+    contradicting = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 7]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(contradicting))
+    loaded = load_causal_lm(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_causal_lm(tmp_path / "again").generation_config.eos_token_id == [1, 7]
+
+
+def test_attention_whose_scores_are_capped_is_computed_with_the_cap(tmp_path: Path) -> None:
+    """Gemma 2's, which transformers' default attention computes without."""
+    config = Gemma2Config(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        attn_logit_softcapping=0.5,
+        initializer_range=1.0,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        found = load_causal_lm(tmp_path)(ids).logits
+        eager = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+        default = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+        assert torch.equal(found, eager(ids).logits)
+        assert not torch.allclose(found, default(ids).logits, atol=1e-2)

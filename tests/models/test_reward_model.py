@@ -183,6 +183,17 @@ def test_gradients_reach_attended_tokens_only() -> None:
     model.zero_grad()
 
 
+def test_a_pooler_without_weights_is_refused(tmp_path: Path) -> None:
+    bert = BACKBONES["bert"]()
+    bert.save_pretrained(tmp_path / "whole")
+    weights = {k: v for k, v in bert.state_dict().items() if not k.startswith("pooler.")}
+    bert.save_pretrained(tmp_path / "bare", state_dict=weights)
+    RewardModel.from_backbone(tmp_path / "whole", "pooler")
+    RewardModel.from_backbone(tmp_path / "bare", "cls")
+    with pytest.raises(ValueError, match=r"has no weights of a pooler \(pooler.dense.bias, "):
+        RewardModel.from_backbone(tmp_path / "bare", "pooler")
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`pooler`, and GPT2Model has no pooler: set rm.pooling"):
         RewardModel(BACKBONES["gpt2"](), "pooler")

@@ -16,6 +16,7 @@ from transformers import (
     XLNetModel,
 )
 
+from rlhf_ray.models.loading import check_length, positions_in
 from rlhf_ray.models.tiny import make_decoder
 from rlhf_ray.rewards.classifier import ClassifierReward
 from rlhf_ray.rewards.micro_batches import Compute
@@ -114,6 +115,9 @@ def test_roberta_keeps_positions_for_padding() -> None:
     model = RobertaModel(config).eval()
     longest = longest_input(model, word_tokenizer())
     assert longest == 18
+    check_length(positions_in(model), 18, "rm.max-tokens")
+    with pytest.raises(ValueError, match=r"--rm.max-tokens is 19, and the model has 18 positions"):
+        check_length(positions_in(model), 19, "rm.max-tokens")
     with torch.no_grad():
         model(torch.full((1, longest), 5))
         with pytest.raises((IndexError, RuntimeError)):
