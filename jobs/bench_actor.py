@@ -175,7 +175,7 @@ def run(options: Options) -> dict[str, Any]:
     spec = GeneratorSpec(
         backend="vllm",
         model_path=options.model,
-        sampling=Sampling(1.0, options.response, eos_token_id=0, ignore_eos=True),
+        sampling=Sampling(1.0, options.response, eos_token_ids=(0,), ignore_eos=True),
         dtype=options.dtype,
         kv_cache_mb=256,
         max_model_len=max(128, options.prompt_len + options.response),

@@ -29,7 +29,7 @@ def main() -> None:
     began = time.perf_counter()
     engine = backend.make(
         options.model,
-        sampling=Sampling(1.0, options.response, eos_token_id=0, ignore_eos=True),
+        sampling=Sampling(1.0, options.response, eos_token_ids=(0,), ignore_eos=True),
         version=Version(0, 0),
         dtype=options.dtype,
         max_model_len=options.prompt_len + options.response,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -18,6 +19,9 @@ ANSWERER = "assistant"
 CHAT_ROLES = {"human": "user", "用户": "user", "gpt": ANSWERER, "助手": ANSWERER}
 ROLES = ("system", "user", ANSWERER, *CHAT_ROLES)
 ANSWERERS = [role for role in ROLES if CHAT_ROLES.get(role, role) == ANSWERER]
+# What templates that ask for the date get (Llama 3.2's write it into each prompt): with the day's
+# own a run that is resumed on the next would have other prompts.
+NO_DAY = datetime(2025, 1, 1)
 TURN = re.compile(rf"\n\n({'|'.join(ROLES)}): ?", re.IGNORECASE)
 ANSWER_OPENING = re.compile(rf"(?:\A|\n\n)(?:{'|'.join(ANSWERERS)}):", re.IGNORECASE)
 
@@ -148,6 +152,7 @@ def render(
             [{"role": role, "content": text} for role, text in messages],
             tokenize=False,
             add_generation_prompt=True,
+            strftime_now=NO_DAY.strftime,
         )
     except TemplateSyntaxError as error:  # of every row
         raise ValueError(

@@ -44,7 +44,7 @@ class Flight:
 
     def completion(self, sampling: Sampling) -> Completion:
         """The finished response; it ended at EOS iff its last token is one that counts."""
-        ended = not sampling.ignore_eos and self.tokens[-1] == sampling.eos_token_id
+        ended = not sampling.ignore_eos and self.tokens[-1] in sampling.eos_token_ids
         return Completion(
             rollout_id=self.request.rollout_id,
             response_token_ids=np.array(self.tokens, dtype=np.int32),

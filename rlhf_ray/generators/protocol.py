@@ -12,11 +12,14 @@ from rlhf_ray.data.ids import Version
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How every response of a run is sampled: softmax(logits / temperature), no top-k, no top-p."""
+    """How every response of a run is sampled: softmax(logits / temperature), no top-k, no top-p.
+
+    eos_token_ids: any of them ends a response.
+    """
 
     temperature: float
     max_tokens: int
-    eos_token_id: int
+    eos_token_ids: tuple[int, ...]
     ignore_eos: bool = False
 
 

@@ -130,7 +130,7 @@ class TransformersGenerator:
 
     def _ended(self, flight: Flight) -> bool:
         sampling = self._sampling
-        at_eos = not sampling.ignore_eos and flight.tokens[-1] == sampling.eos_token_id
+        at_eos = not sampling.ignore_eos and flight.tokens[-1] in sampling.eos_token_ids
         return at_eos or len(flight.tokens) >= sampling.max_tokens
 
     def _check_usable(self) -> None:

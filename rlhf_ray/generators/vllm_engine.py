@@ -225,7 +225,7 @@ class VLLMGenerator:
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
             seed=request.seed,
-            stop_token_ids=[] if sampling.ignore_eos else [sampling.eos_token_id],
+            stop_token_ids=[] if sampling.ignore_eos else list(sampling.eos_token_ids),
             ignore_eos=True,
             logprobs=0,
             detokenize=False,

@@ -58,6 +58,8 @@ def engine_options(
         options["gpu_memory_utilization"] = 0.001
         # It would try kernels out that nothing here calls, and compile them first.
         options["enable_flashinfer_autotune"] = False
+        # Large logits in bfloat16 would be tenths of a nat off; the learner's are float32 as well.
+        options["hf_overrides"] = {"head_dtype": "float32"}
     if cuda and not eager:
         # CUDA graphs of decoding steps, and no compiler: mode 0 is CompilationMode.NONE.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}

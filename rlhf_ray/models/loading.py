@@ -68,6 +68,24 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     return tokenizer
 
 
+def end_token_ids(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """What ends a response of the model at `path`: its tokenizer's EOS, and what else it says.
+
+    Chat models may end a turn with another token, which generation_config.json names: Gemma's is
+    `<end_of_turn>`, Phi-3's `<|end|>`.
+    """
+    options = source_options(path, trust_remote_code=trust_remote_code)
+    try:
+        named = GenerationConfig.from_pretrained(str(path), **options).eos_token_id
+    except OSError:  # it has none
+        named = None
+    others = named if isinstance(named, list) else [named]
+    ends = [tokenizer.eos_token_id, *(end for end in others if end is not None)]
+    return tuple(dict.fromkeys(ends))
+
+
 def tokenizer_class(
     path: str | Path, options: dict[str, bool]
 ) -> type[PreTrainedTokenizerFast] | type[AutoTokenizer]:

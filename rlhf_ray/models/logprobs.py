@@ -150,7 +150,7 @@ def _logits(
     temperature: float,
 ) -> tuple[Tensor, Tensor | float]:
     """(logits / temperature as they are softmaxed, their derivative by the product's output)."""
-    logits_CV = F.linear(hidden_CD, weight_VD, bias_V).to(_softmax_dtype(hidden_CD))
+    logits_CV = _product(hidden_CD, weight_VD, bias_V)
     if shape.scale != 1:
         logits_CV = logits_CV * shape.scale
     slope: Tensor | float = shape.scale / temperature
@@ -161,6 +161,14 @@ def _logits(
     if temperature != 1:
         logits_CV = logits_CV / temperature
     return logits_CV, slope
+
+
+def _product(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """The head's output, float32 at least. CUDA alone has a product of bfloat16 that gives it."""
+    if hidden_CD.is_cuda and hidden_CD.dtype == torch.bfloat16:
+        logits_CV = torch.mm(hidden_CD, weight_VD.t(), out_dtype=torch.float32)
+        return logits_CV if bias_V is None else logits_CV.add_(bias_V)
+    return F.linear(hidden_CD, weight_VD, bias_V).to(_softmax_dtype(hidden_CD))
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:

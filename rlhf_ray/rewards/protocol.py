@@ -9,12 +9,16 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """N responses to score, as tokens of the policy and as text (special tokens removed)."""
+    """N responses to score, as tokens of the policy and as text (special tokens removed).
+
+    ended: whether the response ended by itself; its last token is then one that ends it.
+    """
 
     prompt_token_ids: Sequence[Sequence[int]]
     response_token_ids: Sequence[Sequence[int]]
     prompts: Sequence[str]
     responses: Sequence[str]
+    ended: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -84,4 +84,5 @@ class Scorer:
             response_token_ids=[row[cut:] for row, cut in zip(ids, cuts, strict=True)],
             prompts=rendered,
             responses=list(responses),
+            ended=[True] * len(ids),
         )

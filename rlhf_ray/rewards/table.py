@@ -50,6 +50,7 @@ def responses_of(rollouts: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Resp
         response_token_ids=responses,
         prompts=prompt_texts,
         responses=[_rest(*texts) for texts in zip(wholes, prompt_texts, alone, strict=True)],
+        ended=_has_eos(rollouts).tolist(),
     )
 
 

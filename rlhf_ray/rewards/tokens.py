@@ -22,26 +22,29 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def same_ids(batch: Responses, *, max_tokens: int, eos_token_id: int | None) -> list[np.ndarray]:
-    """The policy's own ids, prompt + response, int32 rows cut to `max_tokens`."""
-    pairs = zip(batch.prompt_token_ids, batch.response_token_ids, strict=True)
+def same_ids(batch: Responses, *, max_tokens: int, eos_token_id: int) -> list[np.ndarray]:
+    """The policy's own ids, prompt + response, int32 rows cut to `max_tokens`.
+
+    Whichever token a response ended with, the rows of a reward model end with `eos_token_id`.
+    """
+    rows = zip(batch.prompt_token_ids, batch.response_token_ids, batch.ended, strict=True)
     return [
-        cut(prompt, response, max_tokens=max_tokens, eos_token_id=eos_token_id)
-        for prompt, response in pairs
+        cut(prompt, response, max_tokens=max_tokens, end=eos_token_id if ended else None)
+        for prompt, response, ended in rows
     ]
 
 
 def cut(
-    prompt: Sequence[int], response: Sequence[int], *, max_tokens: int, eos_token_id: int | None
+    prompt: Sequence[int], response: Sequence[int], *, max_tokens: int, end: int | None
 ) -> np.ndarray:
     """int32, at most `max_tokens`: cut from the prompt's left, then from the response's right.
 
-    An EOS that ends the response stays.
+    end: what stands for the last token of a response that has ended, and is not cut; else None.
     """
     prompt, response = list(prompt), list(response)
-    if len(response) > max_tokens:
-        ended = response[-1] == eos_token_id
-        response = response[: max_tokens - 1] + response[-1:] if ended else response[:max_tokens]
+    if end is not None:
+        response = [*response[:-1][: max_tokens - 1], end]
+    response = response[:max_tokens]
     prompt = prompt[max(0, len(prompt) + len(response) - max_tokens) :]
     return np.array(prompt + response, dtype=np.int32)
 
@@ -51,16 +54,14 @@ def retokenised(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    policy_eos_token_id: int | None,
 ) -> list[np.ndarray]:
     """The text in the ids of `tokenizer`, as in the reward model's training; int32 rows, cut alike.
 
-    Its EOS is appended to the responses that the policy ended with its own.
+    Its EOS is appended to the responses that have ended.
     """
-    ended = [bool(r) and r[-1] == policy_eos_token_id for r in batch.response_token_ids]
     rows: dict[int, np.ndarray] = {}
     for append_eos in (True, False):
-        indices = [i for i, has_eos in enumerate(ended) if has_eos == append_eos]
+        indices = [i for i, has_eos in enumerate(batch.ended) if has_eos == append_eos]
         tokenised = tokenise_pairs(
             tokenizer,
             [batch.prompts[i] for i in indices],

@@ -32,7 +32,6 @@ class TrainedReward:
         model = RewardModel.from_pretrained(path, dtype=compute.dtype, trust_remote_code=trust)
         self._model, self._compute = model.to(compute.device), compute
         self._tokenizer = load_tokenizer(path, trust_remote_code=trust)
-        self._policy_eos = policy_tokenizer.eos_token_id
         self._max_tokens = longest_input(model.backbone, self._tokenizer)
         self._rows_of_embedding = model.backbone.get_input_embeddings().num_embeddings
         self.retokenises = fingerprint(self._tokenizer) != fingerprint(policy_tokenizer)
@@ -50,13 +49,9 @@ class TrainedReward:
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""
         if self.retokenises:
-            return retokenised(
-                batch,
-                self._tokenizer,
-                max_tokens=self._max_tokens,
-                policy_eos_token_id=self._policy_eos,
-            )
-        rows = same_ids(batch, max_tokens=self._max_tokens, eos_token_id=self._policy_eos)
+            return retokenised(batch, self._tokenizer, max_tokens=self._max_tokens)
+        eos = self._tokenizer.eos_token_id
+        rows = same_ids(batch, max_tokens=self._max_tokens, eos_token_id=eos)
         largest = max((int(row.max()) for row in rows), default=0)
         if largest >= self._rows_of_embedding:
             raise ValueError(

@@ -15,7 +15,7 @@ from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.protocol import Sampling
 from rlhf_ray.learners.targets import kl_of_samples
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import end_token_ids, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
@@ -94,19 +94,18 @@ def run_ppo(
 
 def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Specs:
     """What the run's actors are made of. ValueError for a context that the model lacks."""
-    eos = load_tokenizer(
-        start.policy, trust_remote_code=config.model.trust_remote_code
-    ).eos_token_id
+    trust, temperature = config.model.trust_remote_code, config.rollout.temperature
+    tokenizer = load_tokenizer(start.policy, trust_remote_code=trust)
+    ends = end_token_ids(start.policy, tokenizer, trust_remote_code=trust)
     device = "cuda" if plan.learner.gpus else "cpu"
     max_model_len = context_tokens(config, start.policy)
     generator_dtype = weights_dtype(config, device)
-    trust, temperature = config.model.trust_remote_code, config.rollout.temperature
     return Specs(
         generator=GeneratorSpec(
             backend=config.rollout.backend,
             model_path=start.policy,
             sampling=Sampling(
-                temperature, config.rollout.max_response_tokens, eos, config.rollout.ignore_eos
+                temperature, config.rollout.max_response_tokens, ends, config.rollout.ignore_eos
             ),
             dtype=generator_dtype,
             kv_cache_mb=config.rollout.kv_cache_mb,

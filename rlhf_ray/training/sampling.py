@@ -14,7 +14,7 @@ from rlhf_ray.data.samples import Samples, write_samples
 from rlhf_ray.generators.protocol import Generator, Request, Sampling
 from rlhf_ray.generators.registry import BACKENDS, check_installed
 from rlhf_ray.models.device import device_here
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import end_token_ids, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.phases import Call, run_phases
 from rlhf_ray.orchestration.placement import plan_here
@@ -71,8 +71,10 @@ def sample_prompts(
     config: Config, policy: str, prompts: list[tuple[int, tuple[int, ...]]], samples: int
 ) -> Iterator[Row]:
     """One generator's share: rows of progress, the last with `texts`: prompt id -> responses."""
-    tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
-    engine = make_engine(config, policy, tokenizer.eos_token_id)
+    trust = config.model.trust_remote_code
+    tokenizer = load_tokenizer(policy, trust_remote_code=trust)
+    ends = end_token_ids(policy, tokenizer, trust_remote_code=trust)
+    engine = make_engine(config, policy, ends)
     requests = [
         Request(
             place * samples + k, token_ids, stable_hash(config.run.seed, "sample", prompt_id, k)
@@ -102,13 +104,13 @@ def sample_prompts(
     yield {"step": len(requests), "total": len(requests), "texts": texts, "done": True}
 
 
-def make_engine(config: Config, policy: str, eos_token_id: int) -> Generator:
+def make_engine(config: Config, policy: str, eos_token_ids: tuple[int, ...]) -> Generator:
     """The run's kind of generator on the policy as it is. ValueError where the model is shorter."""
     rollout = config.rollout
     return BACKENDS[rollout.backend].make(
         policy,
         sampling=Sampling(
-            rollout.temperature, rollout.max_response_tokens, eos_token_id, rollout.ignore_eos
+            rollout.temperature, rollout.max_response_tokens, eos_token_ids, rollout.ignore_eos
         ),
         version=Version(0, 0),
         dtype=weights_dtype(config, device_here()),

@@ -28,7 +28,7 @@ def paths(tmp_path_factory) -> list[Path]:
 def engine_of(path: Path, dtype: str = "float32") -> Generator:
     return BACKENDS["transformers"].make(
         str(path),
-        sampling=Sampling(1.0, 8, models.EOS),
+        sampling=Sampling(1.0, 8, (models.EOS,)),
         version=Version(0, 0),
         dtype=dtype,
         max_model_len=64,

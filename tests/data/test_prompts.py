@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config import Data
+from rlhf_ray.data.chat import render
 from rlhf_ray.data.prompts import batch_of_step, load_prompts
 from rlhf_ray.data.tokenise import tokenise_pairs
 from tests.data.characters import BOS, character_tokenizer, ids
@@ -69,6 +70,12 @@ def test_json_rows_with_a_column_and_with_messages(tmp_path, tokenizer, chat_tok
     assert load(path, chat_tokenizer, chat_template="never", **options) == plain
     with pytest.raises(ValueError, match="no chat template"):
         load(path, tokenizer, chat_template="always", **options)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_any_day():
+    template = "Today: {{ strftime_now('%d %b %Y') }}. {{ messages[0].content }}"
+    dated = character_tokenizer(template=template)
+    assert render("Hello", dated, "auto") == "Today: 01 Jan 2025. Hello"
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path):

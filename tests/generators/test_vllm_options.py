@@ -34,6 +34,12 @@ def test_on_a_gpu_decoding_is_captured_unless_it_is_turned_off() -> None:
     plain = options(cuda=True, eager=True)
     assert plain["enforce_eager"] and "compilation_config" not in plain
     assert made["enable_flashinfer_autotune"] is False
+    assert made["enable_chunked_prefill"] and not options()["enable_chunked_prefill"]
+
+
+def test_on_a_gpu_logits_are_float32() -> None:
+    assert options(cuda=True)["hf_overrides"] == {"head_dtype": "float32"}
+    assert "hf_overrides" not in options()
 
 
 def test_on_a_gpu_that_others_use_it_asks_for_next_to_nothing_at_the_start() -> None:

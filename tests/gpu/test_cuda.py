@@ -145,7 +145,7 @@ def engine(tmp_path_factory) -> Iterator[tuple[EngineProcess, Path, dict[str, Pr
     process = EngineProcess(
         "vllm",
         str(root / "a"),
-        sampling=Sampling(0.7, 24, models.EOS),
+        sampling=Sampling(0.7, 24, (models.EOS,)),
         version=Version(0, 0),
         dtype="bfloat16",
         max_model_len=models.POSITIONS,

@@ -165,7 +165,7 @@ def published(group: Group, shape: str, directory: str, shard: bool, dtype: str)
 
 
 def engine_at(directory: Path, *, dtype: str = "float32") -> TransformersGenerator:
-    sampling = Sampling(temperature=1.0, max_tokens=4, eos_token_id=1)
+    sampling = Sampling(temperature=1.0, max_tokens=4, eos_token_ids=(1,))
     options = {"sampling": sampling, "version": Version(0, 0), "max_model_len": 64}
     return TransformersGenerator(str(directory), dtype=dtype, **options)
 

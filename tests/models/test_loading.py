@@ -31,6 +31,7 @@ from rlhf_ray.models.loading import (
     check_length,
     compute_dtype,
     damage,
+    end_token_ids,
     load_causal_lm,
     load_tokenizer,
     loading,
@@ -70,6 +71,16 @@ def test_berts_separator_ends_a_text(tmp_path: Path) -> None:
     word_tokenizer(tmp_path, sep_token="[X]", cls_token="[Y]")
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id, len(tokenizer)) == (2, 3, 4)
+
+
+def test_whatever_the_model_says_ends_a_response_does(tmp_path: Path) -> None:
+    word_tokenizer(tmp_path, eos_token="[X]")
+    tokenizer = load_tokenizer(tmp_path)
+    assert end_token_ids(tmp_path, tokenizer) == (2,)
+    for named, ends in ((None, (2,)), (2, (2,)), (3, (2, 3)), ([3, 2, 1], (2, 3, 1))):
+        settings = {} if named is None else {"eos_token_id": named}
+        (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+        assert end_token_ids(tmp_path, tokenizer) == ends
 
 
 def test_no_eos_is_an_error(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SEED = 3  # of the run
 PROBED = (5, 6, 7, 8, 9, 10)
 KEYS = tuple(RolloutKey(0, 5, prompt, 0) for prompt in range(4))
 PROMPTS = ((3, 4, 5), (6, 7), (8, 9, 10, 11), (12,))
-SAMPLING = Sampling(1.0, 8, models.EOS)
+SAMPLING = Sampling(1.0, 8, (models.EOS,))
 
 pytestmark = pytest.mark.usefixtures("joined")
 

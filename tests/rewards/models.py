@@ -92,4 +92,5 @@ def batch_of(
         + [tokenizer.eos_token_id] * response.endswith("</s>")
         for text, response in zip(texts, responses, strict=True)
     ]
-    return Responses(prompt_ids, response_ids, list(prompts), texts)
+    ended = [response.endswith("</s>") for response in responses]
+    return Responses(prompt_ids, response_ids, list(prompts), texts, ended)

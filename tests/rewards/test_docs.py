@@ -33,7 +33,7 @@ def test_the_recipe_and_the_function_of_the_page_work(
     )
     monkeypatch.chdir(tmp_path)
     function = FunctionReward(reward.sources[2].function or "", processes=2)
-    batch = Responses([[1]] * 2, [[1]] * 2, ["a", "b"], ["x" * 10, "x" * 50])
+    batch = Responses([[1]] * 2, [[1]] * 2, ["a", "b"], ["x" * 10, "x" * 50], [True] * 2)
     assert function(batch).scores == pytest.approx([-0.1, -0.5])
     function.close()
 

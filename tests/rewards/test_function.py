@@ -109,7 +109,7 @@ def make() -> Iterator:
 def batch(*responses: str) -> Responses:
     prompts = [f"prompt {i}" for i in range(len(responses))]
     ids = [[i] for i in range(len(responses))]
-    return Responses(ids, ids, prompts, responses)
+    return Responses(ids, ids, prompts, responses, [True] * len(ids))
 
 
 def alive(pid: int) -> bool:
@@ -359,7 +359,7 @@ from rlhf_ray.rewards.function import FunctionReward
 from rlhf_ray.rewards.protocol import Responses
 reward = FunctionReward("user_rewards:faulty", processes=3, timeout_s=1000)
 print(*reward._pool.pids(), flush=True)
-reward(Responses([[1]] * 3, [[1]] * 3, ["p"] * 3, sys.argv[1].split()))
+reward(Responses([[1]] * 3, [[1]] * 3, ["p"] * 3, sys.argv[1].split(), [True] * 3))
 """
 
 

@@ -112,9 +112,14 @@ def test_a_prompt_longer_than_the_model_loses_its_beginning(
     limit=st.integers(2, 30),
 )
 def test_a_cut_keeps_the_ends_that_matter(prompt, response, ended: bool, limit: int) -> None:
-    eos = 0
+    eos, other = 0, 99
+    row = cut(
+        prompt,
+        [*response, other] if ended else response,
+        max_tokens=limit,
+        end=eos if ended else None,
+    ).tolist()
     response = [*response, eos] if ended else response
-    row = cut(prompt, response, max_tokens=limit, eos_token_id=eos).tolist()
     assert len(row) == min(limit, len(prompt) + len(response))
     if len(response) <= limit:
         assert row == (prompt + response)[-limit:]
