@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.tables import fetch
-from rlhf_ray.config import Dtype, Reward
+from rlhf_ray.config import ChatTemplate, Dtype, Reward
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reference import ReferenceModel
 from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.rewards.combine import CombinedReward, build
 from rlhf_ray.rewards.function_worker import load
-from rlhf_ray.rewards.table import responses_of, score_table
+from rlhf_ray.rewards.table import Asked, responses_of, score_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class ScorerSpec:
     reward: Reward
     dtype: Dtype
     temperature: float
+    chat_template: ChatTemplate = "auto"
     trust_remote_code: bool = False
     shares_gpu: bool = False
 
@@ -80,10 +81,13 @@ class ReferenceActor:
 
 
 class RewardActor:
-    """Scores of responses: calibrated, clipped, with the missing-EOS penalty."""
+    """Scores of responses: calibrated, clipped, with the missing-EOS penalty.
 
-    def __init__(self, spec: ScorerSpec) -> None:
-        self._spec = spec
+    asked: see `responses_of`.
+    """
+
+    def __init__(self, spec: ScorerSpec, asked: Asked | None = None) -> None:
+        self._spec, self._asked = spec, asked
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -96,6 +100,7 @@ class RewardActor:
             self._spec.reward.sources,
             self._tokenizer,
             dtype=self._spec.dtype,
+            chat_template=self._spec.chat_template,
             trust_remote_code=self._spec.trust_remote_code,
         )
 
@@ -125,6 +130,7 @@ class RewardActor:
             self._reward,
             rollouts,
             self._tokenizer,
+            asked=self._asked,
             calibration=calibration,
             clip=self._spec.reward.clip,
             missing_eos_penalty=self._spec.reward.missing_eos_penalty,
@@ -140,11 +146,11 @@ class RewardActor:
         reward: Σ weight · component, before calibration, clipping and penalties.
         """
         table = fetch(shards).slice(0, limit)
-        texts = responses_of(table, self._tokenizer)  # what reward functions read, too
+        texts = responses_of(table, self._tokenizer, self._asked)  # what reward functions read, too
         rows = [
             _sample(row, prompt, response) | {"reward": self._total(row)}
             for row, prompt, response in zip(
-                table.to_pylist(), texts.prompts, texts.responses, strict=True
+                table.to_pylist(), texts.prompt_texts(), texts.responses, strict=True
             )
         ]
         if self._gold is not None:

@@ -19,11 +19,16 @@ from rlhf_ray.data.tokenise import bos_ids_of, encode
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`text` as the model reads it (rendered, uncut); `prompt_id` is its place in the split."""
+    """One prompt, uncut but for its tokens.
+
+    prompt_id: its place in the split. text: as the policy reads it, rendered. asked: as it was
+    given, for whom another template, or none, is right; None where tokens are all there is.
+    """
 
     prompt_id: int
     text: str
     token_ids: tuple[int, ...]
+    asked: str | Messages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +57,22 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> P
     overlap = 0
     if data.heldout_prompts is not None:
         heldout = _load(data.heldout_prompts, data, tokenizer, seed, bad)
-        known = set(heldout)
-        train = [text for text in texts if text not in known]
+        known = {text for text, _ in heldout}
+        train = [pair for pair in texts if pair[0] not in known]
         overlap = len(texts) - len(train)
         if not train:
             raise ValueError(f"every prompt of {data.prompts} is in {data.heldout_prompts} too")
     else:
         mask = heldout_mask(
-            texts,
+            [text for text, _ in texts],
             data.heldout_fraction,
             seed,
             source=data.prompts,
             what="prompt",
             instead="others to evaluate on: --data.heldout-prompts FILE",
         )
-        train = [text for text, held in zip(texts, mask, strict=True) if not held]
-        heldout = [text for text, held in zip(texts, mask, strict=True) if held]
+        train = [pair for pair, held in zip(texts, mask, strict=True) if not held]
+        heldout = [pair for pair, held in zip(texts, mask, strict=True) if held]
     train_prompts, train_cut = _tokenise(train, tokenizer, data.max_prompt_tokens)
     heldout_prompts, heldout_cut = _tokenise(heldout, tokenizer, data.max_prompt_tokens)
     cut = train_cut + heldout_cut
@@ -98,14 +103,14 @@ def _permutation(n: int, seed: int, epoch: int) -> "np.ndarray[Any, np.dtype[np.
 
 def _load(
     path: str, data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, bad: BadRows
-) -> list[str]:
-    """The rendered prompts of one file, in its order; prefixes of texts once each."""
-    texts: list[str] = []
+) -> list[tuple[str, str | Messages]]:
+    """(rendered, as given) prompts of one file, in its order; prefixes of texts once each."""
+    texts: list[tuple[str, str | Messages]] = []
     here = BadRows(data.on_bad_row)
     for row in read_rows(path, here):
         try:
             prompts = list(_prompts_of(row, data, seed))
-            texts += [render(prompt, tokenizer, data.chat_template) for prompt in prompts]
+            texts += [(render(prompt, tokenizer, data.chat_template), prompt) for prompt in prompts]
         except RowFault as fault:
             here.add(row.source, row.line, str(fault))
     if not texts:
@@ -140,7 +145,9 @@ def _whole_texts(row: Row, data: Data) -> list[str]:
 
 
 def _tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    texts: Sequence[tuple[str, str | Messages]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
 ) -> tuple[list[Prompt], int]:
     """Prompts of at most `max_tokens`, cut from the left (BOS stays), and how many were cut.
 
@@ -154,8 +161,9 @@ def _tokenise(
         )
     prompts = []
     cut = 0
-    for i, ids in enumerate(encode(tokenizer, texts)):
+    for i, ids in enumerate(encode(tokenizer, [text for text, _ in texts])):
         body = ids[1:] if bos and ids[:1] == bos else ids
         cut += len(body) > room
-        prompts.append(Prompt(i, texts[i], tuple(bos + body[-room:])))
+        text, given = texts[i]
+        prompts.append(Prompt(i, text, tuple(bos + body[-room:]), given))
     return prompts, cut

@@ -58,6 +58,7 @@ class Cluster:
             self.reactor,
             specs.scorer,
             plan.scorer,
+            prompts,
             count=plan.scorers,
             threads=plan.threads,
             run=config.run.name,

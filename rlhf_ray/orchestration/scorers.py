@@ -11,6 +11,8 @@ from ray.exceptions import ActorUnavailableError
 from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.actors.scorers import ReferenceActor, RewardActor, ScorerSpec
+from rlhf_ray.data.ids import HELDOUT, TRAIN
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.placement import near, room_for
 from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
@@ -84,6 +86,7 @@ class ScorerPools:
         reactor: Reactor,
         spec: ScorerSpec,
         share: Share,
+        prompts: Prompts,
         *,
         count: int,
         threads: int,
@@ -100,6 +103,10 @@ class ScorerPools:
         # Both kinds score a shard at the same time, so they share the threads.
         env = {"env_vars": torch_environment(max(1, threads // len(ROLES))) | share.environment()}
 
+        asked = {TRAIN: prompts.train, HELDOUT: prompts.heldout}
+        given = ray.put({split: [prompt.asked for prompt in asked[split]] for split in asked})
+        more: dict[str, tuple[Any, ...]] = {"reference": (), "reward": (given,)}
+
         def make(role: str, index: int, place: int) -> Scorer:
             name = f"{role}-{index}"
             options = ray.remote(concurrency_groups=CONCURRENCY)(ROLES[role]).options(
@@ -110,7 +117,7 @@ class ScorerPools:
                 max_task_retries=RETRIES,
                 runtime_env=env,
             )
-            return Scorer(name, role, options.remote(spec))
+            return Scorer(name, role, options.remote(spec, *more[role]))
 
         self._pools = {
             role: [make(role, i, first * count + i) for i in range(count)]

@@ -49,7 +49,8 @@ class ClassifierReward:
 
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""
-        return self._rows_of([p + r for p, r in zip(batch.prompts, batch.responses, strict=True)])
+        pairs = zip(batch.prompt_texts(), batch.responses, strict=True)
+        return self._rows_of([prompt + response for prompt, response in pairs])
 
     def close(self) -> None:
         """Nothing to end."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.config import Dtype, RewardSource
+from rlhf_ray.config import ChatTemplate, Dtype, RewardSource
 from rlhf_ray.models.ensemble import read_ensemble
 from rlhf_ray.rewards.classifier import ClassifierReward
 from rlhf_ray.rewards.ensemble import EnsembleReward
@@ -76,9 +76,12 @@ def build(
     *,
     dtype: Dtype = "auto",
     device: str | None = None,
+    chat_template: ChatTemplate = "auto",
     trust_remote_code: bool = False,
 ) -> CombinedReward:
     """`config.reward.sources`, loaded and started. device None: see `device_here`.
+
+    chat_template: whether reward models with another tokenizer than the policy's render prompts.
 
     ValueError: no source at all, a model that is missing or does not fit, a function that cannot be
     imported. Nothing that was started stays then.
@@ -92,7 +95,7 @@ def build(
     built: list[Source] = []
     try:
         for name, source in zip(unique_names([s.name for s in sources]), sources, strict=True):
-            call = build_source(source, policy_tokenizer, compute)
+            call = build_source(source, policy_tokenizer, compute, chat_template)
             built.append(Source(name=name, call=call, weight=source.weight))
     except BaseException:  # also Ctrl-C: no process may stay
         CombinedReward(built).close()
@@ -101,7 +104,10 @@ def build(
 
 
 def build_source(
-    source: RewardSource, policy_tokenizer: PreTrainedTokenizerBase, compute: Compute
+    source: RewardSource,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    compute: Compute,
+    chat_template: ChatTemplate = "auto",
 ) -> RewardFunction:
     """One source alone."""
     if source.function:
@@ -122,8 +128,9 @@ def build_source(
             compute,
             combine=source.combine,
             caution=source.caution,
+            chat_template=chat_template,
         )
-    return TrainedReward(Path(source.model), policy_tokenizer, compute)
+    return TrainedReward(Path(source.model), policy_tokenizer, compute, chat_template)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -146,7 +153,8 @@ def _require_finite(name: str, result: Scores, batch: Responses) -> None:
     if len(bad):
         row = bad[0]
         raise ValueError(
-            f"reward {name!r} scored {result.scores[row]} for prompt {batch.prompts[row][:80]!r} "
+            f"reward {name!r} scored {result.scores[row]} for prompt "
+            f"{batch.prompt_texts()[row][:80]!r} "
             f"and response {batch.responses[row][:80]!r} ({len(bad)} of {len(batch)} are not "
             f"finite): its weights are damaged or overflow; try model.dtype float32"
         )

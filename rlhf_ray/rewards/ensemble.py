@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algos.ensemble import combine_scores
-from rlhf_ray.config import Combination
+from rlhf_ray.config import ChatTemplate, Combination
 from rlhf_ray.models.ensemble import Ensemble
 from rlhf_ray.rewards.micro_batches import Compute
 from rlhf_ray.rewards.protocol import Responses, Scores
@@ -26,9 +26,11 @@ class EnsembleReward:
         *,
         combine: Combination = "mean",
         caution: float = 1.0,
+        chat_template: ChatTemplate = "auto",
     ) -> None:
         self._members = [
-            TrainedReward(path, policy_tokenizer, compute) for path in ensemble.members
+            TrainedReward(path, policy_tokenizer, compute, chat_template)
+            for path in ensemble.members
         ]
         self._scales, self._combine, self._caution = ensemble.scales, combine, caution
 

@@ -125,7 +125,8 @@ class FunctionReward:
 
     def _message(self, batch: Responses, row: int, fault: str) -> str:
         return (
-            f"reward function {self.target!r} {fault}, for prompt {_short(batch.prompts[row])} and "
+            f"reward function {self.target!r} {fault}, for prompt "
+            f"{_short(batch.prompt_texts()[row])} and "
             f"response {_short(batch.responses[row])}: correct the function, or set on_error of "
             f"this source to drop or default"
         )
@@ -133,7 +134,7 @@ class FunctionReward:
 
 def _call(batch: Responses, start: int, stop: int) -> Call:
     return Call(
-        prompts=list(batch.prompts[start:stop]), responses=list(batch.responses[start:stop])
+        prompts=batch.prompt_texts()[start:stop], responses=list(batch.responses[start:stop])
     )
 
 

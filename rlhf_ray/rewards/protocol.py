@@ -6,22 +6,29 @@ from typing import Protocol
 
 import numpy as np
 
+from rlhf_ray.data.chat import Messages, asked
+
 
 @dataclass(frozen=True, slots=True)
 class Responses:
     """N responses to score, as tokens of the policy and as text (special tokens removed).
 
+    prompts: as they were asked, before any chat template: texts, or turns.
     ended: whether the response ended by itself; its last token is then one that ends it.
     """
 
     prompt_token_ids: Sequence[Sequence[int]]
     response_token_ids: Sequence[Sequence[int]]
-    prompts: Sequence[str]
+    prompts: Sequence[str | Messages]
     responses: Sequence[str]
     ended: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def prompt_texts(self) -> list[str]:
+        """The prompts without a template: turns become a transcript."""
+        return [asked(prompt)[0] for prompt in self.prompts]
 
 
 @dataclass(frozen=True, slots=True)

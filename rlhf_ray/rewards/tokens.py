@@ -50,6 +50,7 @@ def cut(
 
 
 def retokenised(
+    prompts: Sequence[str],
     batch: Responses,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -57,14 +58,15 @@ def retokenised(
 ) -> list[np.ndarray]:
     """The text in the ids of `tokenizer`, as in the reward model's training; int32 rows, cut alike.
 
-    Its EOS is appended to the responses that have ended.
+    prompts: those of the batch, as this tokenizer's model reads them. Its EOS is appended to the
+    responses that have ended.
     """
     rows: dict[int, np.ndarray] = {}
     for append_eos in (True, False):
         indices = [i for i, has_eos in enumerate(batch.ended) if has_eos == append_eos]
         tokenised = tokenise_pairs(
             tokenizer,
-            [batch.prompts[i] for i in indices],
+            [prompts[i] for i in indices],
             [batch.responses[i] for i in indices],
             max_tokens=max_tokens,
             append_eos=append_eos,

@@ -7,6 +7,9 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.config import ChatTemplate
+from rlhf_ray.data.chat import Messages, render
+from rlhf_ray.data.faults import RowFault
 from rlhf_ray.models.loading import load_tokenizer, positions_in
 from rlhf_ray.models.packing import packs
 from rlhf_ray.models.reward_model import RewardModel
@@ -20,14 +23,20 @@ UNSTATED = 2**31 - 1  # tokenizers in Rust take no number much larger
 class TrainedReward:
     """The reward model and the tokenizer in directory `path`. Raw scores, uncalibrated.
 
-    Where its tokenizer is not the policy's (`tokens.fingerprint`), the text is tokenised again: a
-    foreign id never reaches the model. An input longer than the model is cut from the left of the
-    prompt. ValueError where the directory holds no reward model.
+    Where its tokenizer is not the policy's (`tokens.fingerprint`), the prompt is rendered and the
+    text tokenised again, as in its training: a foreign id never reaches the model. An input longer
+    than the model is cut from the left of the prompt. ValueError where the directory holds no
+    reward model.
     """
 
     def __init__(
-        self, path: Path, policy_tokenizer: PreTrainedTokenizerBase, compute: Compute
+        self,
+        path: Path,
+        policy_tokenizer: PreTrainedTokenizerBase,
+        compute: Compute,
+        chat_template: ChatTemplate = "auto",
     ) -> None:
+        self._path, self._chat_template = path, chat_template
         trust = compute.trust_remote_code
         model = RewardModel.from_pretrained(path, dtype=compute.dtype, trust_remote_code=trust)
         self._model, self._compute = model.to(compute.device), compute
@@ -49,7 +58,8 @@ class TrainedReward:
     def token_ids(self, batch: Responses) -> list[np.ndarray]:
         """What the model reads: int32 rows, one a response."""
         if self.retokenises:
-            return retokenised(batch, self._tokenizer, max_tokens=self._max_tokens)
+            prompts = [self._rendered(prompt) for prompt in batch.prompts]
+            return retokenised(prompts, batch, self._tokenizer, max_tokens=self._max_tokens)
         eos = self._tokenizer.eos_token_id
         rows = same_ids(batch, max_tokens=self._max_tokens, eos_token_id=eos)
         largest = max((int(row.max()) for row in rows), default=0)
@@ -63,6 +73,15 @@ class TrainedReward:
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _rendered(self, prompt: str | Messages) -> str:
+        """As in this model's training: by its own tokenizer's template."""
+        try:
+            return render(prompt, self._tokenizer, self._chat_template)
+        except RowFault as fault:
+            raise ValueError(
+                f"a prompt cannot be put to the reward model {self._path}: {fault}"
+            ) from None
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int:

@@ -125,6 +125,7 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             reward=start.reward,
             dtype=config.model.dtype,
             temperature=temperature,
+            chat_template=config.data.chat_template,
             trust_remote_code=trust,
             shares_gpu=config.rollout.sleep or 0 < plan.scorer.gpus < 1,
         ),

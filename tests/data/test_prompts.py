@@ -68,6 +68,8 @@ def test_json_rows_with_a_column_and_with_messages(tmp_path, tokenizer, chat_tok
         "<user>hi<assistant>yes?<user>go on<assistant>",
     ]
     assert load(path, chat_tokenizer, chat_template="never", **options) == plain
+    asked = ["plain", tuple(turns)]
+    assert [p.asked for p in plain.train] == [p.asked for p in rendered.train] == asked
     with pytest.raises(ValueError, match="no chat template"):
         load(path, tokenizer, chat_template="always", **options)
 

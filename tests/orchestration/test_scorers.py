@@ -10,6 +10,7 @@ import ray
 from rlhf_ray.actors.presence import LIVENESS, Presence, present
 from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Reward
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.orchestration import scorers as module
 from rlhf_ray.orchestration.placement import reserve
 from rlhf_ray.orchestration.reactor import Late, Reactor
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("joined")
 class OnceStuck:
     """Scores one shard after the other; its first process hangs in each. A file counts them."""
 
-    def __init__(self, spec: ScorerSpec) -> None:
+    def __init__(self, spec: ScorerSpec, *_: Any) -> None:
         self._begun = Path(spec.policy_path)
         self._stuck = not self._begun.exists()
         self._begun.touch()
@@ -77,8 +78,9 @@ class DescribesForEver(OnceStuck):
 def pools_of(reactor: Reactor, path: Path, run: str, log: list[str]) -> ScorerPools:
     return ScorerPools(
         reactor,
-        ScorerSpec(str(path), Reward(), "float32", 1.0, False),
+        ScorerSpec(str(path), Reward(), "float32", 1.0),
         Share(0.0, 0.0),
+        Prompts([], [], 0, 0),
         count=1,
         threads=2,
         run=run,

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.data.ids import HELDOUT, TRAIN, RolloutKey, rollout_id
 from rlhf_ray.data.schemas import EOS, LENGTH, ROLLOUT, check, join, rollout_table
 from rlhf_ray.models.reward_model import Calibration
 from rlhf_ray.rewards.combine import CombinedReward, Source
@@ -100,6 +101,27 @@ def test_sources_see_the_policys_tokens_and_plain_text() -> None:
     assert list(source.batch.responses) == [text[1] for text in TEXTS]
     assert source.batch.response_token_ids[0][-1] == tokenizer.eos_token_id
     assert source.batch.prompt_token_ids == table.column("prompt_token_ids").to_pylist()
+
+
+def test_sources_see_prompts_as_they_were_asked() -> None:
+    """Not the text of what a chat template has made of them."""
+    turns = (("user", "the food"), ("assistant", "was good"), ("user", "the staff"))
+    asked = {TRAIN: ["the room", turns, None], HELDOUT: ["held out"]}
+    table = rollouts(policy_tokenizer(), TEXTS)
+    batch = responses_of(table, policy_tokenizer(), asked)
+    assert batch.prompts == ["the room", turns, "菜"]
+    assert batch.prompt_texts() == [
+        "the room",
+        "\n\nuser: the food\n\nassistant: was good\n\nuser: the staff\n\nassistant:",
+        "菜",
+    ]
+    held = rollout_id(RolloutKey(HELDOUT, 3, 0, 0))
+    place = table.schema.get_field_index("rollout_id")
+    ids = pa.array([held, 1, 2], table.schema.field(place).type)
+    held_out = responses_of(
+        table.set_column(place, table.schema.field(place), ids), policy_tokenizer(), asked
+    )
+    assert held_out.prompts[0] == "held out"
 
 
 def test_a_response_keeps_the_space_that_its_tokenizer_strips_from_a_beginning() -> None:

@@ -1,5 +1,6 @@
 """The trained reward model: the bare model's scores, row by row, on the right ids."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_another_vocabulary_is_tokenised_again(tmp_path: Path, tokenizer) -> Non
     assert rows[0][-1] == own.eos_token_id and rows[1][-1] != own.eos_token_id
     assert rows[0][: len(batch.prompt_token_ids[0])] != batch.prompt_token_ids[0]
     assert reward(batch).scores == pytest.approx([alone(reward, r) for r in rows], abs=1e-5)
+
+
+def test_a_model_with_another_tokenizer_reads_prompts_by_its_own_template(
+    tmp_path: Path, tokenizer
+) -> None:
+    own = policy_tokenizer(extra=["zebra zoo " * 20])
+    own.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    save_reward_model(tmp_path, own)
+    batch = batch_of(tokenizer, ["?", "?"], [" good</s>", " clean"])
+    turns = (("Human", "the food"), ("Assistant", "was"), ("Human", "the room"))
+    batch = replace(batch, prompts=["the food was", turns])
+    for template, texts in (
+        ("auto", ["user:the food was;", "user:the food;assistant:was;user:the room;"]),
+        ("never", batch.prompt_texts()),
+    ):
+        reward = TrainedReward(tmp_path, tokenizer, Compute(), template)
+        first, second = (row.tolist() for row in reward.token_ids(batch))
+        assert first == [*own(texts[0])["input_ids"], *own(" good")["input_ids"], own.eos_token_id]
+        assert second == [*own(texts[1])["input_ids"], *own(" clean")["input_ids"]]
 
 
 def test_the_fingerprint_sees_what_ids_mean_and_nothing_else(tokenizer) -> None:
