@@ -1,6 +1,8 @@
 """What every test process needs before Ray, transformers or tokenizers are imported."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 # Ray's workers and vLLM's children inherit these from the process that runs pytest.
 os.environ.update(
@@ -29,6 +31,14 @@ settings.register_profile("no_clock", deadline=None, suppress_health_check=[Heal
 settings.load_profile("no_clock")
 
 pytest_plugins = ["tests.running.fixtures"]  # Ray and a tiny base run, made when a test asks
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Jobs run in this process flush them to 0, and hypothesis then makes no floats."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
