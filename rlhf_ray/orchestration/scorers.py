@@ -104,8 +104,9 @@ class ScorerPools:
         env = {"env_vars": torch_environment(max(1, threads // len(ROLES))) | share.environment()}
 
         asked = {TRAIN: prompts.train, HELDOUT: prompts.heldout}
-        given = ray.put({split: [prompt.asked for prompt in asked[split]] for split in asked})
-        more: dict[str, tuple[Any, ...]] = {"reference": (), "reward": (given,)}
+        # Kept: an actor that Ray restarts is given it again, and Ray itself does not keep it.
+        self._asked = ray.put({split: [prompt.asked for prompt in asked[split]] for split in asked})
+        more: dict[str, tuple[Any, ...]] = {"reference": (), "reward": (self._asked,)}
 
         def make(role: str, index: int, place: int) -> Scorer:
             name = f"{role}-{index}"
