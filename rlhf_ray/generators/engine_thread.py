@@ -163,10 +163,10 @@ class EngineThread:
             self.started.set_exception(error)
         # A ValueError would tell a caller that its own request was refused: wrap it.
         refuses = isinstance(error, ValueError)
-        of_shards = EngineDead(f"ValueError: {error}") if refuses else error
+        of_callers = EngineDead(f"ValueError: {error}") if refuses else error
         for shard in self._shards.values():
             if not shard.future.done():
-                shard.future.set_exception(of_shards)
+                shard.future.set_exception(of_callers)
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
-                command[1].set_exception(error)
+                command[1].set_exception(of_callers)

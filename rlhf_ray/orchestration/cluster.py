@@ -169,17 +169,17 @@ class Cluster:
         return self.over
 
     def checkpoint(self, score: float | None) -> float:
-        """Write the state, when it is due; the seconds it took.
+        """Write the state, when it is due; the seconds it took, 0 where none was.
 
         score: on held-out prompts, where it is known: the best checkpoint is kept.
         """
-        began = time.monotonic()
-        done = self.step
-        if done % self.config.checkpoint.every == 0 or self.over:
+        began, done = time.monotonic(), self.step
+        due = done % self.config.checkpoint.every == 0 or self.over
+        if due:
             self._write_checkpoint(score)
         if done > self._furthest:
             self._furthest, self._group_losses = done, 0
-        return time.monotonic() - began
+        return time.monotonic() - began if due else 0.0
 
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a plain transformers directory, whoever dies meanwhile."""

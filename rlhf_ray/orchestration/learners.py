@@ -50,7 +50,7 @@ class Rank:
 
 
 class LearnerGroup:
-    """All ranks; every call goes to all of them. Each but `create` may raise LearnersLost."""
+    """All ranks; every call goes to all of them, and may raise LearnersLost."""
 
     def __init__(
         self,

@@ -106,9 +106,9 @@ class Life:
 class RestartBudget:
     """How soon a dead generator is replaced: doubling delays, back to none where it served long.
 
-    quiet: seconds of serving after which a death is the first again. limit: deaths in a row after
-    which no more are made and the run goes on with fewer. total, last_error: how often it died in
-    all, and of what.
+    quiet: seconds of serving after which a death is the first again. limit: deaths in a row that
+    are made good; at the next the place is given up, and the run goes on with fewer. total,
+    last_error: how often it died in all, and of what.
     """
 
     first_delay: float = 1.0

@@ -39,9 +39,10 @@ class Handle(Protocol):
 
 @dataclass
 class Member:
-    """One generator. loading: the version under way. resting, recalled: so is that call.
+    """One generator.
 
-    done: shards that it has committed.
+    loading: the version that it takes up. resting, recalled: a `rest` or `void` of it has not
+    returned. done: shards that it has committed.
     """
 
     life: Life

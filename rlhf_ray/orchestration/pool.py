@@ -22,7 +22,7 @@ from rlhf_ray.weights.object_store import VersionGone
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
-VOID_TIMEOUT = 30.0
+AFTER_LEASE = 30.0  # seconds that the answer of a shard is still waited for
 MOST_DEPTH = 48
 MOST_OVERDUE = 4  # generators that one shard is too much for, until it would be for all
 
@@ -183,8 +183,9 @@ class GeneratorPool:
         target = self.wanted - self._places.given_up
         for member in counted[target:]:
             member.life.happen(Event.DRAIN)
-        lacking = 0 if self._resting else target - len(counted)
-        for budget in self._places.take(lacking, now):
+        if self._resting:  # places keep what they know of those that died in them
+            return
+        for budget in self._places.take(target - len(counted), now):
             self._make(now, budget)
 
     def _make(self, now: float, budget: RestartBudget) -> None:
@@ -268,7 +269,7 @@ class GeneratorPool:
             partial(self._on_recalled, member),
             who=member.life.name,
             what="void",
-            timeout=VOID_TIMEOUT,
+            timeout=self._settings.start_timeout,  # it may stand behind a load
         )
 
     def _on_recalled(self, member: Member, outcome: Outcome) -> None:
@@ -306,7 +307,7 @@ class GeneratorPool:
             partial(self._on_shard, member, lease, table),
             who=member.life.name,
             what=f"shard {lease.shard} of step {lease.batch.step}",
-            timeout=self._settings.shard_timeout + VOID_TIMEOUT,
+            timeout=self._settings.shard_timeout + AFTER_LEASE,
         )
 
     def _on_shard(self, member: Member, lease: Lease, table: Any, outcome: Outcome) -> None:

@@ -18,7 +18,9 @@ from rlhf_ray.orchestration.scorers import ScorerPools
 class Batch:
     """References to one batch's scored shards: (rollouts, ref columns, score columns) each.
 
-    mixed: responses that were written under more than one version.
+    rows: written, those that a reward drops included. tokens: of responses. mixed: responses that
+    were written under more than one version. generate_seconds: from the request to the last commit.
+    wait_seconds: of the driver in `take`.
     """
 
     shards: list[tuple[Any, Any, Any]]

@@ -169,10 +169,12 @@ def test_a_failure_reaches_every_caller_and_ends_the_engine_once(harness: Harnes
 
 def test_an_engine_that_fails_with_a_value_error_has_refused_nothing(harness: Harness) -> None:
     caller = harness.hold(r1=5)
+    waiting = harness.generate(r2=1)
     harness.engine.fail_with = ValueError("a step of the wrong shape")
-    harness.engine.gate.set()
-    with pytest.raises(EngineDead, match="wrong shape"):
-        caller.result(PATIENCE)
+    harness.release(after=1)
+    for one in (caller, waiting):
+        with pytest.raises(EngineDead, match="wrong shape"):
+            one.result(PATIENCE)
     harness.thread.close()
     assert [str(error) for error in harness.failures] == ["a step of the wrong shape"]
 
