@@ -18,7 +18,7 @@ from rlhf_ray import cli
 from rlhf_ray.config import Config
 from rlhf_ray.observe.console import Console
 from rlhf_ray.recipes import read_recipe
-from rlhf_ray.training.paths import resolve
+from rlhf_ray.training.paths import absolute
 from rlhf_ray.training.sampling import sample_to
 
 
@@ -50,7 +50,7 @@ def main() -> int:
         if count < 1:
             raise ValueError(f"{flag} is {count}, which leaves nothing to write: give at least 1")
     written = sample_to(
-        resolve(options.config),
+        absolute(options.config),
         options.policy,
         options.out,
         prompts=options.prompts,

@@ -45,6 +45,11 @@ class Run:
                 f"--run.name is {self.name!r}; it is the name of a directory below --run.root, "
                 f"without a slash"
             )
+        if self.name.startswith("rlhf-"):
+            raise ValueError(
+                f"--run.name is {self.name!r}; names that begin with rlhf- are those of the runs' "
+                f"control actors: choose another"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Of a file's content: its size in bytes, and its xxh3-64."""
+
+    bytes: int
+    xxh3: str
 
 
 @contextmanager
@@ -50,3 +63,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Of the file at `path`, which is read to its end."""
+    digest, size = xxhash.xxh3_64(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return Fingerprint(size, digest.hexdigest())

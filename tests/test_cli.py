@@ -90,6 +90,7 @@ def test_resume_and_reward_sources(tmp_path):
         ("ppo: {dual_clip: 1}", "--ppo.dual-clip is 1.0; it must be above 1"),
         ("run: {name: ../other}", "--run.name is '../other'"),
         ("run: {name: ''}", "--run.name is ''"),
+        ("run: {name: rlhf-2}", "names that begin with rlhf- are those of the runs' control"),
         ("- a list", "is a mapping of sections"),
         ("a: [", "is not valid YAML: line 1, column 5: expected the node content, but found '<str"),
         ("ppo:\n\tlam: 1", "line 2, column 1: found character '\\t' that cannot start any token: "),

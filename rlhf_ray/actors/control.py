@@ -4,6 +4,7 @@ A named actor `rlhf-<run>` in the namespace `rlhf`. It decides nothing: it keeps
 and what the driver last reported, and the driver reconciles towards the wish as it goes.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,9 +24,14 @@ def control_name(run: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What people want of a run. auto: the run decides, between these two numbers of generators."""
+    """What people want of a run.
+
+    asked: Unix time at which the number of generators was last wished for; the same one again is a
+    wish too. auto: the run decides, between these two numbers.
+    """
 
     generators: int
+    asked: float = 0.0
     auto: tuple[int, int] | None = None
     paused: bool = False
     stop: bool = False
@@ -81,13 +87,18 @@ class ControlActor:
 
     def scale(self, generators: int, *, relative: bool = False) -> int:
         """Ask for this many generators, or for this many more; returns how many are now wished."""
+        if relative and self._early is not None:
+            raise ValueError(
+                "the run has yet to say how many generators it has: ask again in a few seconds, or "
+                "for a number without a sign"
+            )
         now = self._report.wanted if self._wish.auto else self._wish.generators
         wanted = now + generators if relative else generators
         if wanted < 1:
             raise ValueError(
                 f"{wanted} generators are asked for where there are {now}; a run needs at least 1"
             )
-        self._change(generators=wanted, auto=None)
+        self._change(generators=wanted, asked=time.time(), auto=None)
         return wanted
 
     def scale_by_itself(self, least: int, most: int) -> None:

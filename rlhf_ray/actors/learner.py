@@ -18,6 +18,7 @@ from rlhf_ray.actors.tables import fetch, gone, without_singles
 from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.config import PPO, Dtype, WeightsBy
 from rlhf_ray.data.ids import Version
+from rlhf_ray.files import Fingerprint
 from rlhf_ray.learners.build import build_learner
 from rlhf_ray.learners.group import PATIENCE, Group, set_up_torch, this_device
 from rlhf_ray.learners.ppo import PPOLearner
@@ -152,9 +153,9 @@ class LearnerActor:
         objects, self._offer = self._offer.objects, replace(self._offer, objects=())
         return objects if len(objects) > 1 else objects[0]
 
-    def save(self, directory: str) -> None:
-        """Write this rank's part of the state."""
-        self._learner.save(Path(directory))
+    def save(self, directory: str) -> dict[str, Fingerprint]:
+        """Write this rank's part of the state; its large files, by name."""
+        return self._learner.save(Path(directory))
 
     def load(self, directory: str) -> None:
         """Read this rank's part of the state, whatever number of ranks wrote it."""

@@ -140,7 +140,7 @@ class RewardActor:
 
     def describe(
         self, shards: Sequence[tuple[ray.ObjectRef, ...]], limit: int | None
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[list[dict[str, Any]], Presence]:
         """Scored rollouts as plain rows to look at: texts, scores, KL, length, gold.
 
         reward: Σ weight · component, before calibration, clipping and penalties.
@@ -156,7 +156,7 @@ class RewardActor:
         if self._gold is not None:
             gold = self._gold_scores(rows)
             rows = [row | {"gold": value} for row, value in zip(rows, gold, strict=True)]
-        return rows
+        return rows, present()
 
     def _total(self, row: dict[str, Any]) -> float:
         return self._reward.total({name: row[f"score/{name}"] for name in self._reward.names})

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from rlhf_ray.data import demo_chinese, demo_english
 from rlhf_ray.data.ids import stable_hash
+from rlhf_ray.files import write_text
 
 LANGUAGES: dict[str, ModuleType] = {"en": demo_english, "zh": demo_chinese}
 CLAUSE_END = re.compile(
@@ -88,7 +89,6 @@ def write_demo(
 ) -> DemoPaths:
     """Write texts.txt, lists.tsv, prompts.txt and heldout_prompts.txt; no prompt is in both."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     openings = make_prompts(prompts + heldout, seed)
     ranked = make_lists(lists, seed=seed)
     contents = {
@@ -100,7 +100,7 @@ def write_demo(
     paths = {}
     for name, lines in contents.items():
         paths[name] = directory / f"{name}.{'tsv' if name == 'lists' else 'txt'}"
-        paths[name].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(paths[name], "".join(f"{line}\n" for line in lines))
     return DemoPaths(**paths)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf_ray.algos.advantages import ESTIMATORS
 from rlhf_ray.algos.kl import AdaptiveKL
 from rlhf_ray.config import PPO
+from rlhf_ray.files import Fingerprint
 from rlhf_ray.learners import state
 from rlhf_ray.learners.export import Exporter, tied_names
 from rlhf_ray.learners.group import Group
@@ -148,13 +149,13 @@ class PPOLearner:
         """Write the policy as transformers loads it: see `Exporter.save_policy`."""
         self.exporter.save_policy(directory)
 
-    def save(self, directory: str | Path) -> None:
-        """Write this rank's part of the state; all ranks take part."""
+    def save(self, directory: str | Path) -> dict[str, Fingerprint]:
+        """Write this rank's part of the state; all ranks take part. See `state.save`."""
         scalars = {
             "kl_coef": self.kl_coef.coef,
             "rng": torch.get_rng_state().numpy().tobytes().hex(),
         }
-        state.save(directory, self.optimizers(), scalars, self.group)
+        return state.save(directory, self.optimizers(), scalars, self.group)
 
     def load(self, directory: str | Path) -> None:
         """Go on from a saved state, written by any number of ranks; all ranks take part.

@@ -18,6 +18,7 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
+from rlhf_ray.files import Fingerprint, fingerprint, sync
 from rlhf_ray.learners.group import Group
 from rlhf_ray.learners.optimizer import Optimizer
 from rlhf_ray.learners.sharding import Slice
@@ -31,8 +32,10 @@ def save(
     optimizers: Mapping[str, Optimizer],
     scalars: Mapping[str, Any],
     group: Group,
-) -> None:
+) -> dict[str, Fingerprint]:
     """Write the rows that this rank keeps, and on rank 0 the root. All ranks take part.
+
+    Returns this rank's file of rows, by name.
 
     Args:
         optimizers: by role, such as `policy`.
@@ -44,9 +47,10 @@ def save(
     held = {key: (slice_, x) for key, slice_, x in _tensors(mine)}
     stem = f"rank-{group.rank:05d}"
     data = directory / f"{stem}.safetensors"
+    written = _write_tensors(data, {key: x for key, (_, x) in held.items()})
     index = {
         "file": data.name,
-        "xxh3": _write_tensors(data, {key: x for key, (_, x) in held.items()}),
+        "xxh3": written.xxh3,
         "tensors": {
             key: {"shape": slice_.shape, "offset": slice_.offset, "rows": len(x)}
             for key, (slice_, x) in held.items()
@@ -65,6 +69,7 @@ def save(
         }
         _write(directory / ROOT, {"xxh3": _digest(state), "state": state})
     group.barrier()
+    return {data.name: written}
 
 
 def load(
@@ -90,17 +95,6 @@ def load(
         optimizer.weights.refresh()
     group.barrier()
     return state["scalars"]
-
-
-def verify(directory: str | Path) -> None:
-    """Read every file and compare its checksum.
-
-    Raises ValueError naming the first that is missing or damaged.
-    """
-    directory = Path(directory)
-    _, indexes = _read(directory)
-    for index in indexes:
-        _verify_data(directory, index)
 
 
 def _fault(directory: Path, optimizers: Mapping[str, Optimizer], group: Group) -> str | None:
@@ -130,17 +124,18 @@ def _tensors(optimizers: Mapping[str, Optimizer]) -> Iterator[tuple[str, Slice, 
             yield f"{role}/exp_avg_sq/{slice_.name}", slice_, exp_avg_sq
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write float32 tensors as safetensors does; the file's checksum."""
-    digest = xxhash.xxh3_64()
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Fingerprint:
+    """Write float32 tensors as safetensors does, to the disk: no other node has the pages."""
+    digest, size = xxhash.xxh3_64(), 0
     try:
         with path.open("wb") as file:
             for part in _safetensors(tensors):
-                file.write(part)
+                size += file.write(part)
                 digest.update(part)
+        sync(path)
     except OSError as error:  # of a full disk, which does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
-    return digest.hexdigest()
+    return Fingerprint(size, digest.hexdigest())
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -207,13 +202,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _checksum(path: Path) -> str | None:
     """xxh3-64 of a file; None where it is missing."""
-    if not path.is_file():
-        return None
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+    return fingerprint(path).xxh3 if path.is_file() else None
 
 
 def _digest(state: Mapping[str, Any]) -> str:

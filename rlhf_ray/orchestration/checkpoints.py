@@ -12,17 +12,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from rlhf_ray.files import sync
+from rlhf_ray.files import Fingerprint, fingerprint, sync
 
 _NAME = re.compile(r"step-(\d{6,})")
-_CHUNK = 1 << 22
+# Writes the learners' part to a directory; the fingerprints of files that are large, by name.
+Fill = Callable[[Path], Mapping[str, Fingerprint]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,10 @@ class CheckpointStore:
             )
         self._directory, self._keep, self._log = directory, keep, log
 
-    def write(self, step: int, meta: dict[str, Any], fill: Callable[[Path], None]) -> Path:
-        """Make the checkpoint of `step`: `fill(path)` writes the learners' part.
+    def write(self, step: int, meta: dict[str, Any], fill: Fill) -> Path:
+        """Make the checkpoint of `step`.
 
+        What `fill` tells of its files is not read back: gigabytes, which the driver never sees.
         Raises OSError, with the earlier checkpoints whole, where the disk is full or read-only. A
         call of another's that is late, heard of while `fill` waits, is raised as what it is.
         """
@@ -58,10 +58,10 @@ class CheckpointStore:
         self._clear_leftovers()
         try:
             (aside / "learner").mkdir(parents=True)
-            fill(aside / "learner")
+            written = fill(aside / "learner")
             (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-            manifest = {str(p.relative_to(aside)): _fingerprint(p) for p in _files(aside)}
-            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            manifest = json.dumps(_manifest(aside, written), indent=1)
+            (aside / "manifest.json").write_text(manifest, encoding="utf-8")
             _sync(aside)
             if final.exists():  # of a lineage that did not survive
                 os.rename(final, final.with_name(f".{final.name}.replaced"))
@@ -125,7 +125,7 @@ class CheckpointStore:
             if not isinstance(manifest, dict) or "meta.json" not in manifest:
                 return "manifest.json lists no meta.json"
             for name, expected in manifest.items():
-                if _fingerprint(path / name) != expected:
+                if asdict(fingerprint(path / name)) != expected:
                     return f"{name} is not what was written"
         except (FileNotFoundError, ValueError) as error:
             return str(error)
@@ -137,11 +137,17 @@ class CheckpointStore:
         """Leave the last `keep` up to `step`, and the best; newer ones are of a void lineage."""
         for path in self._paths():
             if _step(path) > step:  # or damaged
-                shutil.rmtree(path)
+                self._remove(path)
         best = self.best()
         for path in sorted(self._paths(), key=_step)[: -self._keep]:
             if best is None or path != best.path:
-                shutil.rmtree(path)
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Take its name away first: half removed, it would pass for one that is damaged."""
+        aside = path.with_name(f".{path.name}.removed")
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)  # what is left goes with the next leftovers
 
     def _clear_leftovers(self) -> None:
         """Remove what writes that were cut short left aside."""
@@ -176,12 +182,13 @@ def _files(directory: Path) -> Iterator[Path]:
     return (p for p in sorted(directory.rglob("*")) if p.is_file())
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "xxh3": digest.hexdigest()}
+def _manifest(directory: Path, written: Mapping[str, Fingerprint]) -> dict[str, dict[str, Any]]:
+    """The fingerprint of every file. written: what is known of those in learner/."""
+    known = {directory / "learner" / name: found for name, found in written.items()}
+    return {
+        str(path.relative_to(directory)): asdict(known.get(path) or fingerprint(path))
+        for path in _files(directory)
+    }
 
 
 def _sync(directory: Path) -> None:

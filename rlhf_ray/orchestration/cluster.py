@@ -62,6 +62,7 @@ class Cluster:
             count=plan.scorers,
             threads=plan.threads,
             run=config.run.name,
+            start_timeout=config.cluster.start_timeout_s,
             silent_after=HEARTBEATS_MISSED * config.cluster.heartbeat_timeout_s,
             log=log,
         )
@@ -93,7 +94,7 @@ class Cluster:
         incarnation = checkpoint.meta["incarnation"] + 1 if checkpoint else 0
         try:
             self.learners.create()
-            self.scorers.wait_ready(self.config.cluster.start_timeout_s)
+            self.scorers.wait_ready()
             self.learners.wait_started()
             self._go_back_to(checkpoint, incarnation=incarnation)
         except LearnersLost as lost:

@@ -13,6 +13,7 @@ from rlhf_ray.actors.control import Standing
 from rlhf_ray.actors.learner import LearnerActor, LearnerSpec
 from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.data.ids import Version
+from rlhf_ray.files import Fingerprint
 from rlhf_ray.generators.environment import torch_environment
 from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.placement import reserve, within
@@ -167,9 +168,10 @@ class LearnerGroup:
         if version == self.version and not self._doing:
             raise LearnersLost(f"version {version} is gone, and the learners have made no other")
 
-    def save(self, directory: Path) -> None:
-        """Every rank writes its part of the state."""
-        self._all("save", str(directory), timeout=self._deadlines.update)
+    def save(self, directory: Path) -> dict[str, Fingerprint]:
+        """Every rank writes its part of the state; the large files of all, by name."""
+        written = self._all("save", str(directory), timeout=self._deadlines.update)
+        return {name: found for part in written for name, found in part.items()}
 
     def load(self, directory: Path) -> None:
         """Every rank reads its part of the state."""

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import (
 
 from rlhf_ray.config import Config
 from rlhf_ray.orchestration.plan import Plan, plan
-from rlhf_ray.orchestration.reactor import Late, Reactor, error_of
+from rlhf_ray.orchestration.reactor import Late, Reactor
 from rlhf_ray.orchestration.shares import Node, Share
 
 
@@ -73,14 +73,15 @@ def reserve(
     """
     target = target if strategy == "STRICT_PACK" else None
     group = placement_group(bundles, strategy=strategy, _soft_target_node_id=target)
-    outcomes = reactor.outcomes([group.ready()], who=[who], what="placement", timeout=timeout)
-    error = error_of(outcomes)
-    if isinstance(error, Late):
-        lack = lacking(group)
-        ray.util.remove_placement_group(group)
-        raise ValueError(f"{who} was not placed in {timeout:.0f} s: {lack}")
-    if error is not None:
-        raise error
+    placed = False
+    try:
+        reactor.result(group.ready(), who=who, what="placement", timeout=timeout)
+        placed = True
+    except Late:
+        raise ValueError(f"{who} was not placed in {timeout:.0f} s: {lacking(group)}") from None
+    finally:
+        if not placed:
+            ray.util.remove_placement_group(group)
     return group
 
 

@@ -85,11 +85,13 @@ class GeneratorPool:
     # What others ask of the pool
 
     def scale(self, wanted: int) -> None:
-        """Wish for this many generators; made and drained as the driver goes."""
-        if wanted != self.wanted:
-            self.wanted = wanted
-            self._places.reset()
-            self.reconcile(self._reactor.clock())
+        """Wish for this many generators; made and drained as the driver goes.
+
+        Places that were given up are tried again, also where the number is the same.
+        """
+        self.wanted = wanted
+        self._places.reset()
+        self.reconcile(self._reactor.clock())
 
     def publish(self, published: Published) -> None:
         """There is a new version: everyone is to load it.
@@ -111,7 +113,7 @@ class GeneratorPool:
         One that starts is waited for first, and none is made before the next version.
         """
         self._resting = True
-        self._reactor.pump_until(lambda: self.loaded() == len(self._members))
+        self._reactor.pump_until(lambda: all(map(_is_settled, self._members.values())))
         awake = dict(self._members)
 
         def settled(name: str, outcome: Outcome) -> None:
@@ -401,3 +403,8 @@ class GeneratorPool:
         for lease in member.leases.values():
             self._ledger.release(lease)
         member.leases.clear()
+
+
+def _is_settled(member: Member) -> bool:
+    """Whether it holds a version, and none is on its way, which would wake its engine."""
+    return member.life.version is not None and member.loading is None and not member.recalled

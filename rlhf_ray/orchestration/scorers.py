@@ -1,7 +1,7 @@
 """The scorer pools: every committed shard goes to a reference and a reward scorer at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
 from rlhf_ray.orchestration.shares import Share
 
 BEAT_EVERY = 2.0
-RETRIES = 3  # of a call whose actor died or said nothing: scoring is pure, so nothing changes
+RETRIES = 3  # by Ray, of a call whose actor died: scoring is pure, so nothing changes
+TRIES = 4  # of a call that nobody answers in time
 AGAIN_AFTER = 1.0  # seconds until a scorer that could not be reached is asked again
 REACHED_WITHIN = 120.0  # seconds for Ray to see that a scorer's node is gone, and to restart it
 DESCRIBE_TRIES = 2  # if it hangs twice, the user's function is the cause
@@ -75,10 +76,29 @@ class Scorer:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A call that any scorer of a role may answer.
+
+    call: what it makes of an actor: (the result, who computed it), two references. then: gets the
+    result, or the error. tries: scorers that may still say nothing for `timeout` seconds. began:
+    when it was asked first.
+    """
+
+    role: str
+    call: Callable[[Any], tuple[Any, Any]]
+    what: str
+    timeout: float
+    then: Callable[[Any, Exception | None], None]
+    tries: int
+    began: float
+
+
 class ScorerPools:
     """Reference and reward scorers. Ray restarts and retries them: they are pure.
 
-    silent_after: seconds without an answer to a heartbeat after which one is started anew.
+    start_timeout: seconds for one to load its models. silent_after: seconds without an answer to a
+    heartbeat after which one is started anew.
     """
 
     def __init__(
@@ -91,11 +111,13 @@ class ScorerPools:
         count: int,
         threads: int,
         run: str,
+        start_timeout: float,
         silent_after: float,
         log: Callable[[str], None],
     ) -> None:
-        self._silent_after, self._share = silent_after, share
-        self._unreached: list[Callable[[], None]] = []
+        self._start_timeout, self._silent_after = start_timeout, silent_after
+        self._share = share
+        self._unreached: list[_Ask] = []
         reactor.every(BEAT_EVERY, self._listen)
         reactor.every(AGAIN_AFTER, self._ask_again)
         self._reactor, self._log, self._gold = reactor, log, spec.reward.gold
@@ -125,13 +147,21 @@ class ScorerPools:
             for first, role in enumerate(ROLES)
         }
 
-    def wait_ready(self, timeout: float) -> None:
+    def wait_ready(self) -> None:
         """Return when every scorer has loaded; raises what keeps one from it."""
-        scorers = self._all()
-        outcomes = self._outcomes(
-            scorers, lambda scorer: scorer.actor.ready.remote(), what="start", timeout=timeout
-        )
-        error = error_of(outcomes)
+        scorers, timeout = self._all(), self._start_timeout
+        began = self._reactor.clock()
+        while True:
+            outcomes = self._reactor.outcomes(
+                [scorer.actor.ready.remote() for scorer in scorers],
+                who=[scorer.name for scorer in scorers],
+                what="start",
+                timeout=timeout,
+            )
+            error = error_of(outcomes)
+            if not (isinstance(error, ActorUnavailableError) and self._may_ask_again(began)):
+                break
+            self._reactor.pump_until(partial(self._is_past, self._reactor.clock() + AGAIN_AFTER))
         if isinstance(error, Late):
             raise TimeoutError(
                 f"{error}: {room_for([self._share.bundle()])}; a model that takes longer to load "
@@ -161,33 +191,47 @@ class ScorerPools:
             columns[role] = ref
             if error is not None:
                 failed.append(error)
+                error = _too_slow(error, timeout) if isinstance(error, Late) else error
                 then((None, None), error)
             elif len(columns) == len(ROLES):
                 then((columns["reference"], columns["reward"]), None)
 
-        self._score("reference", (table,), what, timeout, settle)
-        self._score("reward", (table, self.calibration), what, timeout, settle)
+        for role, args in {"reference": (table,), "reward": (table, self.calibration)}.items():
+            self._ask(
+                _Ask(
+                    role,
+                    partial(_score, args=args),
+                    what,
+                    timeout,
+                    then=partial(settle, role),
+                    tries=TRIES,
+                    began=self._reactor.clock(),
+                )
+            )
 
-    def describe(self, shards: Any, limit: int | None, timeout: float) -> list[dict[str, Any]]:
+    def describe(
+        self, shards: Sequence[tuple[Any, ...]], limit: int | None, timeout: float
+    ) -> list[dict[str, Any]]:
         """Samples (see RewardActor.describe) of scored shards."""
         what = f"describe samples, with {self._gold}" if self._gold else "describe samples"
-        scorer, left = self._pools["reward"][0], DESCRIBE_TRIES
-        while True:
-            ended = scorer.ended
-            outcomes = self._outcomes(
-                [scorer],
-                lambda scorer: scorer.actor.describe.remote(shards, limit),
-                what=what,
-                timeout=timeout,
+        some = shards[:limit]  # each has a row at least, but where a reward drops it
+        ended: list[tuple[Any, Exception | None]] = []
+        self._ask(
+            _Ask(
+                "reward",
+                lambda actor: actor.describe.options(num_returns=2).remote(some, limit),
+                what,
+                timeout,
+                then=lambda rows, error: ended.append((rows, error)),
+                tries=DESCRIBE_TRIES,
+                began=self._reactor.clock(),
             )
-            error = error_of(outcomes)
-            if isinstance(error, Late) and left > 1:
-                left -= 1
-                self._give_up_on(scorer, ended, error)
-            elif error is not None:
-                raise error
-            else:
-                return [sample for outcome in outcomes if outcome for sample in outcome.value]
+        )
+        self._reactor.pump_until(lambda: bool(ended))
+        rows, error = ended[0]
+        if error is not None:
+            raise error
+        return self._reactor.result(rows, who="reward", what=what, timeout=timeout)
 
     def standing(self) -> list[Standing]:
         """Every scorer."""
@@ -201,71 +245,37 @@ class ScorerPools:
     def _all(self) -> list[Scorer]:
         return [scorer for pool in self._pools.values() for scorer in pool]
 
-    def _outcomes(
-        self,
-        scorers: Sequence[Scorer],
-        ask: Callable[[Scorer], Any],
-        *,
-        what: str,
-        timeout: float,
-    ) -> list[Outcome | None]:
-        """How a call of each ended; all are asked again while one cannot be reached."""
-        began = self._reactor.clock()
-        while True:
-            outcomes = self._reactor.outcomes(
-                [ask(scorer) for scorer in scorers],
-                who=[scorer.name for scorer in scorers],
-                what=what,
-                timeout=timeout,
-            )
-            reached = not isinstance(error_of(outcomes), ActorUnavailableError)
-            if reached or not self._may_ask_again(began):
-                return outcomes
-            self._reactor.pump_until(partial(self._is_past, self._reactor.clock() + AGAIN_AFTER))
+    def _ask(self, ask: "_Ask") -> None:
+        """Ask the least busy scorer of a role, if possible one that the last call reached.
 
-    def _score(
-        self,
-        role: str,
-        args: tuple[Any, ...],
-        what: str,
-        timeout: float,
-        then: Callable[[str, Any, Exception | None], None],
-        tries: int = RETRIES,
-        began: float | None = None,
-    ) -> None:
-        """Have the least busy scorer of a role score, if possible one that the last call reached.
-
-        It does one shard after the other, so its time to answer grows with what it owes. One that
+        It does one call after the other, so its time to answer grows with what it owes. One that
         says nothing is started anew. One that died with its node is unreachable until Ray has seen
         that. Ray's own retries may all be over by then.
         """
-        scorer = min(self._pools[role], key=lambda scorer: (scorer.unreached, scorer.work))
-        began = self._reactor.clock() if began is None else began
-        columns, answer = scorer.actor.score.options(num_returns=2).remote(*args)
+        scorer = min(self._pools[ask.role], key=lambda scorer: (scorer.unreached, scorer.work))
+        result, answer = ask.call(scorer.actor)
         scorer.work, ended = scorer.work + 1, scorer.ended
 
         def settle(outcome: Outcome) -> None:
             scorer.work -= 1
             if isinstance(outcome.error, Late):
                 ray.cancel(answer)  # else its successor would do it before what it is asked now
-                if tries == 0:
-                    then(role, columns, _too_slow(outcome.error, timeout))
-                    return
-                self._give_up_on(scorer, ended, outcome.error)
-                self._score(role, args, what, timeout, then, tries - 1)
+                if ask.tries > 1:
+                    self._give_up_on(scorer, ended, outcome.error)
+                    self._ask(replace(ask, tries=ask.tries - 1))
+                else:
+                    ask.then(result, outcome.error)
                 return
             scorer.unreached = isinstance(outcome.error, ActorUnavailableError)
-            if scorer.unreached and self._may_ask_again(began):
-                self._unreached.append(
-                    partial(self._score, role, args, what, timeout, then, tries, began)
-                )
+            if scorer.unreached and self._may_ask_again(ask.began):
+                self._unreached.append(ask)
                 return
             if outcome.error is None:
                 scorer.heard(outcome.value)
-            then(role, columns, outcome.error)
+            ask.then(result, outcome.error)
 
-        patience = timeout * scorer.work
-        self._reactor.when(answer, settle, who=scorer.name, what=what, timeout=patience)
+        patience = ask.timeout * scorer.work
+        self._reactor.when(answer, settle, who=scorer.name, what=ask.what, timeout=patience)
 
     def _may_ask_again(self, began: float) -> bool:
         return self._reactor.clock() < began + REACHED_WITHIN
@@ -276,7 +286,7 @@ class ScorerPools:
     def _ask_again(self, now: float) -> None:
         waiting, self._unreached = self._unreached, []
         for ask in waiting:
-            ask()
+            self._ask(ask)
 
     def _listen(self, now: float) -> None:
         for scorer in self._all():
@@ -303,6 +313,25 @@ class ScorerPools:
         if scorer.ended == ended:
             self._log(f"{late}; it is started anew")
             scorer.restart(str(late))
+            self._reactor.when(
+                scorer.actor.ready.remote(),
+                partial(self._on_ready, scorer, scorer.ended),
+                who=scorer.name,
+                what="start",
+                timeout=self._start_timeout,
+            )
+
+    def _on_ready(self, scorer: Scorer, ended: int, outcome: Outcome) -> None:
+        """It is back, and listened to again. What keeps it from that, its next call tells."""
+        if outcome.error is None:
+            scorer.heard(outcome.value)
+        elif isinstance(outcome.error, Late) and scorer.starting:  # else busy with what it owed
+            self._give_up_on(scorer, ended, outcome.error)
+
+
+def _score(actor: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    columns, answer = actor.score.options(num_returns=2).remote(*args)
+    return columns, answer
 
 
 def _too_slow(late: Late, timeout: float) -> TimeoutError:

@@ -96,7 +96,7 @@ class Steering:
         wish = self.wish
         if wish.auto is None:
             self._autoscaler = None
-            if wish.generators != self._pool.wanted:
+            if (wish.generators, wish.asked) != (self._pool.wanted, before.asked):
                 self._log(f"{self._pool.wanted} → {wish.generators} generators, as asked")
                 self._pool.scale(wish.generators)
         elif wish.auto != before.auto:

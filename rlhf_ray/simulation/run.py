@@ -203,7 +203,8 @@ class SimulatedRun:
         self._go_back_to(0, incarnation=0)
         step, checkpoint = 0, 0
         while step < scenario.iterations:
-            self.pool.scale(scenario.rescale.get(step, self.pool.wanted))
+            if step in scenario.rescale:
+                self.pool.scale(scenario.rescale[step])
             until = min(step + scenario.max_staleness, scenario.iterations - 1)
             if until == scenario.iterations - 1 and not self.measured.busy:
                 self.measured.busy = self.stage.busy()

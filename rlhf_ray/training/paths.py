@@ -13,12 +13,8 @@ FOREIGN = (".csv", ".gz", ".zip")  # files too, though none that is read
 
 
 def resolve(config: Config) -> Config:
-    """The config with user paths made absolute, and the demonstration's data where none is given.
-
-    Raises ValueError for a file that is not there.
-    """
-    run = dataclasses.replace(config.run, root=str(Path(config.run.root).absolute()))
-    config = _absolute_paths(dataclasses.replace(config, run=run))
+    """As `absolute`; where no data and no model is given, the demonstration's data are written."""
+    config = absolute(config)
     data = config.data
     models = (config.model.path, config.rm.base, config.reward.sources)
     if any((data.texts, data.prompts, data.preferences, *models)):
@@ -99,7 +95,9 @@ def vacant(config: Config, name: str, holds: str) -> Path:
     return path
 
 
-def _absolute_paths(config: Config) -> Config:
+def absolute(config: Config) -> Config:
+    """The config with user paths from the root. ValueError for a file that is not there."""
+    run = dataclasses.replace(config.run, root=str(Path(config.run.root).absolute()))
     data = config.data
     data = dataclasses.replace(
         data,
@@ -122,7 +120,7 @@ def _absolute_paths(config: Config) -> Config:
         for source in config.reward.sources
     )
     reward = dataclasses.replace(config.reward, sources=sources)
-    return dataclasses.replace(config, data=data, model=model, rm=rm, reward=reward)
+    return dataclasses.replace(config, run=run, data=data, model=model, rm=rm, reward=reward)
 
 
 def _absolute(path: str | None, option: str) -> str | None:

@@ -15,6 +15,7 @@ import yaml
 
 from rlhf_ray.actors.control import refuse_namesake
 from rlhf_ray.config import Config, Reward
+from rlhf_ray.data.faults import skipped
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.files import write_json, write_text
 from rlhf_ray.models.loading import load_tokenizer
@@ -76,7 +77,7 @@ def run(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
                 phases.tell_of_critic(policy_of(config) or config.model.path)
                 policy = phases.sft()
                 prompts = phases.prompts(policy)
-                reward, critic = phases.reward()
+                reward, critic = phases.reward(policy)
                 start = Start(policy, critic, reward, resume)
                 summary = run_ppo(
                     config, plan, start, prompts, log=log, console=console, begin=begin
@@ -168,22 +169,27 @@ class Phases:
             self._critic_fault = why
             self._console.note(why)
 
-    def reward(self) -> tuple[Reward, str | None]:
+    def reward(self, policy: str) -> tuple[Reward, str | None]:
         """What scores, and the reward model that a separate critic starts as."""
         config = self._config
         if reward_of(config) is None:
-            self.train_rewards(config.rm.base or self.sft(), config.dir / "reward")
+            self.train_rewards(config.rm.base or policy, config.dir / "reward")
         elif not config.reward.sources:
             self._take_up("rm", str(config.dir / "reward"))
         reward = reward_of(config)
         assert reward is not None
-        self.tell_of_critic(policy_of(config))
+        self.tell_of_critic(policy)
         return reward, None if self._critic_fault else model_of(reward)
 
     def prompts(self, policy: str) -> Prompts:
         """What PPO asks `policy`."""
-        trust = self._config.model.trust_remote_code
-        return enough_prompts(self._config, load_tokenizer(policy, trust_remote_code=trust))
+        trust, note = self._config.model.trust_remote_code, self._console.note
+        prompts = enough_prompts(self._config, load_tokenizer(policy, trust_remote_code=trust))
+        if prompts.overlap:
+            note(f"{prompts.overlap} prompts are held-out ones too: they are not trained on")
+        if prompts.bad_rows:
+            note(f"prompts: {skipped(prompts.bad_rows, prompts.first_bad)}")
+        return prompts
 
     def train_sft(self, out: Path, *, another_follows: bool = False) -> Row:
         """The language model at `out`; the last row."""

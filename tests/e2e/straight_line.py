@@ -46,7 +46,7 @@ class Line:
         plan = plan_here(config)
         policy = str(config.dir / "sft")
         console = Console(config.run.name)
-        reward, critic = Phases(config, plan, None, console).reward()  # type: ignore[arg-type]
+        reward, critic = Phases(config, plan, None, console).reward(policy)  # type: ignore[arg-type]
         tokenizer = load_tokenizer(policy)
         self.prompts = load_prompts(config.data, tokenizer, config.run.seed)
         specs = make_specs(config, plan, Start(policy, critic, reward, False), self.prompts)

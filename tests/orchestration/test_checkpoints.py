@@ -12,19 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import xxhash
 
+from rlhf_ray.files import Fingerprint, fingerprint
 from rlhf_ray.learners import state
-from rlhf_ray.orchestration.checkpoints import CheckpointStore
+from rlhf_ray.learners.group import Group
+from rlhf_ray.orchestration.checkpoints import CheckpointStore, Fill
 from rlhf_ray.orchestration.reactor import Late
 from tests.running.disks import small_disk
 
 
-def fill(value: int, size: int = 64) -> Callable[[Path], None]:
-    def write(directory: Path) -> None:
+def fill(value: int, size: int = 64) -> Fill:
+    def write(directory: Path) -> dict[str, Fingerprint]:
         (directory / "rank-0").mkdir()
-        (directory / "rank-0" / "weights.bin").write_bytes(bytes([value]) * size)
+        weights = directory / "rank-0" / "weights.bin"
+        weights.write_bytes(bytes([value]) * size)
         (directory / "progress.json").write_text(json.dumps({"value": value}))
+        return {"rank-0/weights.bin": fingerprint(weights)}
 
     return write
 
@@ -83,6 +88,20 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
     assert seen[-1] == "checkpoints", "its name is on the disk as well"
 
 
+def test_what_its_writer_says_of_a_file_is_believed_and_the_file_not_read(disk: Disk) -> None:
+    """A disk that keeps something else than it was given is found out when it is read."""
+
+    def write(directory: Path) -> dict[str, Fingerprint]:
+        (directory / "weights.bin").write_bytes(b"half")
+        return {"weights.bin": Fingerprint(5, xxhash.xxh3_64_hexdigest(b"whole"))}
+
+    disk.write(5)
+    disk.store.write(10, {"step": 10}, write)
+    found = disk.store.latest()
+    assert found is not None and found.meta["step"] == 5
+    assert "step-000010 is damaged (learner/weights.bin is not what was written)" in disk.log[0]
+
+
 def test_a_new_run_has_none(disk: Disk) -> None:
     assert disk.store.latest() is None
 
@@ -94,6 +113,26 @@ def test_the_last_ones_are_kept_by_number_not_by_name(tmp_path: Path) -> None:
     assert disk.names() == ["step-1000000", "step-999999"]
     found = disk.store.latest()
     assert found is not None and found.meta["step"] == 1_000_000
+
+
+def test_one_that_is_removed_half_way_is_not_taken_for_damaged(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def killed(path: Path, **_: object) -> None:
+        if path.name == ".step-000004.removed":
+            (path / "meta.json").unlink()
+        else:
+            remove(path, ignore_errors=True)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    for step in (4, 8, 12):
+        disk.write(step)
+    assert disk.names() == [".step-000004.removed", "step-000008", "step-000012"]
+    monkeypatch.undo()
+    disk.write(16)
+    assert disk.names() == ["step-000012", "step-000016"] and disk.log == []
 
 
 def test_the_best_stays_beside_the_last_ones(disk: Disk) -> None:
@@ -312,4 +351,4 @@ def test_a_learner_state_of_another_format_is_refused(tmp_path: Path) -> None:
     digest = xxhash.xxh3_64_hexdigest(json.dumps(found, sort_keys=True).encode())
     (tmp_path / state.ROOT).write_text(json.dumps({"state": found, "xxh3": digest}))
     with pytest.raises(ValueError, match="has format 2, this code reads 1: resume with"):
-        state.verify(tmp_path)
+        state.load(tmp_path, {}, Group(torch.device("cpu")))

@@ -20,6 +20,7 @@ from tests.running.jobs import ROOT
 def alive(joined: None) -> Iterator[str]:
     """Name of a run whose control actor lives."""
     actor = create_control("alive", 1)
+    ray.get(actor.exchange.remote(control.Report(wanted=1)))
     yield "alive"
     ray.kill(actor)
 

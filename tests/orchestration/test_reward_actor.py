@@ -60,7 +60,7 @@ def test_samples_have_raw_rewards_and_the_kl_of_a_whole_response(actor: RewardAc
     ids = rows.column("rollout_id").combine_chunks()
     refs = ref_columns(ids, [[-0.5] * length for length in lengths])
     scored, _ = actor.score(rows, CALIBRATION)
-    found = actor.describe([(ray.put(rows), ray.put(refs), ray.put(scored))], None)
+    found, _ = actor.describe([(ray.put(rows), ray.put(refs), ray.put(scored))], None)
     found = sorted(found, key=lambda row: -row["rollout_id"])
     assert [row["reward"] for row in found] == pytest.approx(TOTALS)
     assert [row["kl"] for row in found] == pytest.approx([0.5 * length for length in lengths])

@@ -16,7 +16,7 @@ from rlhf_ray.orchestration.ledger import BatchKey
 from rlhf_ray.orchestration.lifecycle import State
 from rlhf_ray.orchestration.members import Published
 from rlhf_ray.simulation.run import Scenario, SimulatedRun, SimulatedStage, simulate
-from rlhf_ray.simulation.world import NEVER, Faults, Pace, SimGenerator, World
+from rlhf_ray.simulation.world import NEVER, Faults, Pace, SimGenerator, SimRef, World
 from rlhf_ray.weights.object_store import VersionGone
 
 ROUGH = Faults(mean_life=200.0, slow_beat=0.05, slow_beat_s=8.0, bad_start=0.15, lost_scores=0.02)
@@ -311,11 +311,10 @@ def test_a_generator_that_keeps_dying_is_given_up_and_the_run_goes_on_with_fewer
     started.until(kill_the_youngest)
     assert "9 deaths in a row: going on with 1 generators" in faults(started.run.measured.log)[-1]
     began = started.world.now
-    started.pool.scale(2)  # the same wish, heard again and again, changes nothing
     started.until(lambda: started.world.now > began + 60)
     assert len(started.live()) == 1
-    started.pool.scale(3)  # another wish does
-    started.until(lambda: started.pool.serving() == 3)
+    started.pool.scale(2)  # the number that it had is a wish too
+    started.until(lambda: started.pool.serving() == 2)
 
 
 def test_when_every_generator_has_died_the_run_ends_with_the_cause() -> None:
@@ -422,6 +421,38 @@ def test_one_that_starts_is_waited_for_before_the_rest_and_none_is_made_until_it
     assert len(started.live()) == 2, "a GPU that the learners use is left alone"
     started.run._publish(Version(0, 1))
     started.until(lambda: started.pool.serving() == 3)
+
+
+def test_one_that_is_a_version_behind_rests_after_it_has_caught_up() -> None:
+    """Its load of the one before ends while it would rest, and the next one would wake it."""
+    started = Started(Scenario(generators=2, pace=Pace(beat=0.5)))
+    slow, load = started.live()[0], started.live()[0].load
+
+    def late(published: Published) -> SimRef:
+        if published.version == Version(0, 1):
+            return started.world.later(20.0, published.version)
+        return load(published)
+
+    slow.load = late
+    started.run._publish(Version(0, 1))
+    started.run._publish(Version(0, 2))
+    asked: list[Version | None] = []
+    slow.rest = lambda own=slow.rest: asked.append(slow.version) or own()
+    started.pool.rest()
+    assert asked == [Version(0, 2)]
+
+
+def test_a_place_that_died_before_a_rest_still_has_its_budget_after_it() -> None:
+    started = Started(Scenario(generators=1, pace=Pace(beat=0.5)))
+    started.pool.rest()
+    started.live()[0]._die()
+    began = started.world.now
+    started.until(lambda: started.world.now > began + 60.0)
+    assert not started.live()
+    started.run._publish(Version(0, 1))
+    started.until(lambda: started.pool.serving() == 1)
+    (member,) = started.pool.members()
+    assert (member.budget.total, member.budget.deaths) == (1, 1)
 
 
 def test_a_generator_whose_version_is_gone_says_so_and_waits_for_the_next() -> None:

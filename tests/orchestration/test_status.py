@@ -1,6 +1,7 @@
 """What jobs/status.py and jobs/scale.py make of what they are told."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_json_has_every_actor_and_the_wish() -> None:
     control = Standing("control", "control", "serving")
     found = json.loads(status.as_json(Report(ROW, [actor]), Wish(1), control))
     assert [row["name"] for row in found["actors"]] == ["control", "generator-0"]
-    assert found["wish"] == {"generators": 1, "auto": None, "paused": False, "stop": False}
+    assert found["wish"] == asdict(Wish(1))
 
 
 @pytest.mark.parametrize("asked", ["4", "+1", "-2", "auto"])

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from rlhf_ray.actors.control import ControlActor, Report, Wish
 from rlhf_ray.orchestration.steering import Steering
 from rlhf_ray.simulation.run import Scenario, SimulatedRun, SimulatedStage
@@ -71,6 +73,28 @@ def test_a_wish_is_followed_up_and_down() -> None:
     assert [line.split(",")[0] for line in steered.log] == ["1 → 3 generators", "3 → 1 generators"]
 
 
+def test_a_number_is_followed_once_each_time_that_it_is_wished_for() -> None:
+    steered = Steered()
+    scaled: list[int] = []
+    scale = steered.run.pool.scale
+    steered.run.pool.scale = lambda wanted: scaled.append(wanted) or scale(wanted)
+    for _ in range(2):
+        steered.control.scale(1)
+        steered.for_seconds(5)
+    assert scaled == [1, 1], "a place that was given up is tried again"
+
+
+def test_more_than_what_is_not_known_yet_is_refused() -> None:
+    steered = Steered()
+    steered.control.scale(3)
+    steered.until(3)
+    steered.remote.actor = control = ControlActor(1)
+    with pytest.raises(ValueError, match="has yet to say how many generators it has: ask again"):
+        control.scale(1, relative=True)
+    steered.for_seconds(1)
+    assert control.scale(1, relative=True) == 4
+
+
 def test_a_control_actor_that_hangs_is_made_anew_and_learns_what_was_wished() -> None:
     steered = Steered()
     steered.control.scale(3, relative=False)
@@ -130,7 +154,8 @@ def test_what_is_wished_before_it_hears_that_is_kept_and_takes_nothing_back() ->
     steered.remote.actor = ControlActor(1)
     steered.remote.actor.pause(paused=True)
     steered.for_seconds(3)
-    assert steered.steering.wish == Wish(generators=2, paused=True)
+    wish = steered.steering.wish
+    assert wish == Wish(generators=2, asked=wish.asked, paused=True)
     assert steered.run.pool.wanted == 2
 
 

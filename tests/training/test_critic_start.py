@@ -78,8 +78,8 @@ def test_it_is_the_reward_model_only_if_that_reads_the_policys_rows(
     config = config_of(models, tmp_path, RewardSource(model=str(models / name)))
     shown = io.StringIO()
     phases = Phases(config, None, None, Console("small", stream=shown))  # type: ignore[arg-type]
-    phases.tell_of_critic(phases.sft())
-    reward, critic = phases.reward()
+    phases.tell_of_critic(policy := phases.sft())
+    reward, critic = phases.reward(policy)
     assert reward.sources == config.reward.sources
     if FAULTS[name] is None:
         assert critic == str(models / name) and not shown.getvalue()
@@ -128,3 +128,19 @@ def test_adapters_that_are_apart_have_the_config_of_their_base(
     model.save_pretrained(tmp_path, base=base)
     assert not (tmp_path / "config.json").exists()
     assert backbone_config(tmp_path).model_type == "bert"
+
+
+def test_prompts_that_are_left_out_are_told(models: Path, tmp_path: Path) -> None:
+    asked, heldout = tmp_path / "asked.jsonl", tmp_path / "heldout.txt"
+    asked.write_text('{"prompt": "a"}\n{"prompt": 3}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    heldout.write_text("b\nd\n")
+    config = config_of(models, tmp_path)
+    data = Data(prompts=str(asked), heldout_prompts=str(heldout), on_bad_row="skip")
+    config = replace(config, data=data, ppo=replace(config.ppo, prompts=2, minibatches=1))
+    shown = io.StringIO()
+    phases = Phases(config, None, None, Console("small", stream=shown))  # type: ignore[arg-type]
+    prompts = phases.prompts(phases.sft())
+    assert [prompt.text for prompt in prompts.train] == ["a", "c"]
+    told = " ".join(shown.getvalue().split())
+    assert "1 prompts are held-out ones too: they are not trained on" in told
+    assert f"prompts: 1 bad row skipped, the first: {asked}:2: " in told
