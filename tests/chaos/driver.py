@@ -171,7 +171,7 @@ def main() -> int:
     watched.watch(RayGenerator, "__init__", "generator made", after=True)
     watched.watch(RayGenerator, "load", "generator loads", after=True)
     watched.watch(RayGenerator, "generate", "generator generates", after=True)
-    watched.watch(ScorerPools, "_score", "scorer scores", after=True)
+    watched.watch(ScorerPools, "_ask", "scorer scores", after=True)
     watched.watch(LearnerGroup, "update", "learner updates")
     watched.watch(LearnerGroup, "publish", "learner publishes")
     watched.watch(LearnerGroup, "save", "learner saves")
