@@ -37,7 +37,7 @@ class BatchKey:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to generate one shard, until `deadline`."""
+    """The right to generate one shard."""
 
     lease_id: int
     batch: BatchKey
@@ -45,7 +45,6 @@ class Lease:
     keys: tuple[RolloutKey, ...]
     generator: str
     version: Version
-    deadline: float
 
 
 @dataclass
@@ -89,9 +88,7 @@ class Ledger:
         if shards:
             self._pending[batch] = list(range(len(shards)))
 
-    def lease(
-        self, generator: str, version: Version, *, deadline: float, max_staleness: int
-    ) -> Lease | None:
+    def lease(self, generator: str, version: Version, *, max_staleness: int) -> Lease | None:
         """The most urgent pending shard that `version` may serve (see `may_serve`), or None."""
         if version.incarnation != self.incarnation:
             return None
@@ -102,7 +99,7 @@ class Ledger:
             if not self._pending[batch]:
                 del self._pending[batch]
             shard = self._batches[batch][index]
-            lease = Lease(self._next_lease, batch, index, shard.keys, generator, version, deadline)
+            lease = Lease(self._next_lease, batch, index, shard.keys, generator, version)
             self._next_lease += 1
             self._leases[lease.lease_id] = lease
             shard.state, shard.lease = ShardState.LEASED, lease
@@ -159,12 +156,8 @@ class Ledger:
             self._batches[batch][index] = Shard(shard.keys)
             self._requeue(batch, index)
 
-    def expired(self, now: float) -> list[Lease]:
-        """The leases past their deadline."""
-        return [lease for lease in self._leases.values() if now > lease.deadline]
-
     def overdue(self, lease: Lease) -> int:
-        """Hand back a lease past its deadline; how many of its shard missed theirs so far."""
+        """Hand back a lease that missed its deadline; how many of its shard have so far."""
         shard = self._batches[lease.batch][lease.shard]
         shard.overdue += 1
         self.release(lease)

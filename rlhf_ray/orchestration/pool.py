@@ -22,9 +22,8 @@ from rlhf_ray.weights.object_store import VersionGone
 
 BEAT_EVERY = 1.0
 RECONCILE_EVERY = 0.1
-AFTER_LEASE = 30.0  # seconds that the answer of a shard is still waited for
 MOST_DEPTH = 48
-MOST_OVERDUE = 4  # generators that one shard is too much for, until it would be for all
+MOST_OVERDUE = 4  # generators that were late with one shard: it would be too much for any
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +170,8 @@ class GeneratorPool:
     # Reconciliation
 
     def reconcile(self, now: float) -> None:
-        """Make what is missing, drain what is too much, remove what is drained, silent or late."""
+        """Make what is missing, drain what is too much, remove what is drained or silent."""
         self.idleness.sample(self._members.values())
-        for lease in self._ledger.expired(now):
-            self._on_overdue(lease)
         for member in list(self._members.values()):
             if member.life.state is State.DRAINING and not member.leases:
                 member.life.happen(Event.DRAINED)
@@ -291,10 +288,7 @@ class GeneratorPool:
         version = member.life.version
         assert version is not None, f"{member.life.name} serves no version"
         lease = self._ledger.lease(
-            member.life.name,
-            version,
-            deadline=self._reactor.clock() + self._settings.shard_timeout,
-            max_staleness=self._settings.max_staleness,
+            member.life.name, version, max_staleness=self._settings.max_staleness
         )
         if lease is None:
             return False
@@ -309,7 +303,7 @@ class GeneratorPool:
             partial(self._on_shard, member, lease, table),
             who=member.life.name,
             what=f"shard {lease.shard} of step {lease.batch.step}",
-            timeout=self._settings.shard_timeout + AFTER_LEASE,
+            timeout=self._settings.shard_timeout,
         )
 
     def _on_shard(self, member: Member, lease: Lease, table: Any, outcome: Outcome) -> None:
@@ -318,6 +312,9 @@ class GeneratorPool:
         self._roomy[member.life.name] = member
         if isinstance(outcome.error, ValueError):
             raise outcome.error
+        if isinstance(outcome.error, Late):
+            self._on_overdue(member, lease)
+            return
         if outcome.error is not None:
             self._ledger.release(lease)
             self._died(member, outcome.error)
@@ -327,7 +324,7 @@ class GeneratorPool:
             member.done += 1
             self._on_commit(lease, table, outcome.value)
 
-    def _on_overdue(self, lease: Lease) -> None:
+    def _on_overdue(self, member: Member, lease: Lease) -> None:
         """End the generator that is late; TimeoutError where the shard is late every time."""
         limit = self._settings.shard_timeout
         if (times := self._ledger.overdue(lease)) >= MOST_OVERDUE:
@@ -336,8 +333,7 @@ class GeneratorPool:
                 f"{times} times: give it longer (--cluster.shard-timeout-s), or make shards "
                 f"smaller (--rollout.shard-prompts) or fewer at a time (--rollout.max-in-flight)"
             )
-        if member := self._members.get(lease.generator):
-            self._condemn(member, f"shard not finished in {limit:.0f} s")
+        self._condemn(member, f"shard not finished in {limit:.0f} s")
 
     # Health
 

@@ -26,7 +26,7 @@ def test_what_nobody_will_consume_does_not_count_as_committed() -> None:
     for step in (0, 1):
         keys = [[RolloutKey(TRAIN, step, prompt, 0)] for prompt in range(2)]
         ledger.open(BatchKey(TRAIN, step), keys)
-    leases = [ledger.lease("a", version, deadline=9.0, max_staleness=1) for _ in range(4)]
+    leases = [ledger.lease("a", version, max_staleness=1) for _ in range(4)]
     for lease in leases[:3]:
         ledger.commit(lease, version)
     for shard in (0, 1):
@@ -44,12 +44,13 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
-        self.now, self.step, self.version = 0.0, 0, Version(0, 0)
+        self.step, self.version = 0, Version(0, 0)
         self.opened: dict[BatchKey, list[list[RolloutKey]]] = {}
         self.leases: list[Lease] = []
         self.current: set[int] = set()
         self.committed: dict[tuple[BatchKey, int], Lease] = {}
         self.consumed: Counter = Counter()
+        self.missed: Counter = Counter()
         self.consumed_at_step: dict[int, int] = {0: 0}
 
     @rule(split=st.sampled_from([TRAIN, HELDOUT]), ahead=st.integers(0, K))
@@ -59,10 +60,10 @@ class AnyOrder(RuleBasedStateMachine):
             self.opened[batch] = shards_of(batch)
             self.ledger.open(batch, self.opened[batch])
 
-    @rule(name=st.sampled_from("ab"), behind=st.integers(0, 1), life=st.integers(1, 5))
-    def lease(self, name: str, behind: int, life: int) -> None:
+    @rule(name=st.sampled_from("ab"), behind=st.integers(0, 1))
+    def lease(self, name: str, behind: int) -> None:
         version = Version(self.version.incarnation, max(0, self.version.step - behind))
-        found = self.ledger.lease(name, version, deadline=self.now + life, max_staleness=K)
+        found = self.ledger.lease(name, version, max_staleness=K)
         free = [
             batch
             for batch in self.opened
@@ -82,7 +83,7 @@ class AnyOrder(RuleBasedStateMachine):
     def finish(self, shards: int) -> None:
         """Some shards from lease to scores, so that batches come to be ready."""
         for _ in range(shards):
-            found = self.ledger.lease("c", self.version, deadline=self.now + 9, max_staleness=K)
+            found = self.ledger.lease("c", self.version, max_staleness=K)
             if found is not None:
                 self.leases.append(found)
                 assert self.ledger.commit(found, self.version)
@@ -117,15 +118,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.ledger.release(lease)
         self.current.discard(lease.lease_id)
 
-    @rule(seconds=st.integers(0, 3))
-    def expire(self, seconds: int) -> None:
-        self.now += seconds
-        late = self.ledger.expired(self.now)
+    @precondition(lambda self: self.current)
+    @rule(data=st.data())
+    def overdue(self, data: st.DataObject) -> None:
+        """A generator misses a deadline; its shard remembers, until it is generated anew."""
         held = [lease for lease in self.leases if lease.lease_id in self.current]
-        assert late == [lease for lease in held if self.now > lease.deadline]
-        for lease in late:
-            self.ledger.release(lease)
-            self.current.discard(lease.lease_id)
+        lease = data.draw(st.sampled_from(held))
+        self.missed[lease.batch, lease.shard] += 1
+        assert self.ledger.overdue(lease) == self.missed[lease.batch, lease.shard]
+        self.current.discard(lease.lease_id)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), lost=st.booleans())
@@ -138,7 +139,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         if lost:
             self.ledger.lose(*place)
-            del self.committed[place]
+            del self.committed[place], self.missed[place]
         elif self.state(*place) is ShardState.COMMITTED:
             self.ledger.score(*place, scores=lease.lease_id)
 
@@ -181,6 +182,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.opened.clear()
         self.committed.clear()
         self.current.clear()
+        self.missed.clear()
         for key in [key for key in self.consumed if key.step >= self.step]:
             del self.consumed[key]
 
@@ -227,7 +229,7 @@ def ledger_with(*batches: BatchKey) -> Ledger:
 
 
 def lease_from(ledger: Ledger, *, version: Version = START, k: int = 0) -> Lease | None:
-    return ledger.lease("a", version, deadline=10.0, max_staleness=k)
+    return ledger.lease("a", version, max_staleness=k)
 
 
 def test_a_commit_is_taken_once() -> None:
