@@ -200,7 +200,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and print."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, prog="jobs/bench_actor.py", description=cli.described(__doc__))
     with ray_session():
         print(json.dumps(run(options)))
     return 0

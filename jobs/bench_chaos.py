@@ -222,7 +222,7 @@ def make_model(directory: str) -> str:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/bench_chaos.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/bench_chaos.py", description=cli.described(__doc__))
     with tempfile.TemporaryDirectory() as root, ray_session():
         model = options.model or make_model(f"{root}/model")
         RewardModel.from_backbone(model, "last", seed=0).save_pretrained(f"{root}/reward")

@@ -54,7 +54,7 @@ class Options:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/bench_rm.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/bench_rm.py", description=cli.described(__doc__))
     if options.steps <= WARM_UP:
         raise ValueError(f"--steps {options.steps}: the first {WARM_UP} are not counted, give more")
     set_up_torch(deterministic=device_here() == "cpu")  # as in the workers of a run

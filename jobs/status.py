@@ -96,7 +96,7 @@ def show(options: Options, console: Console) -> None:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/status.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/status.py", description=cli.described(__doc__))
     console = Console()
     with join_session():
         show(options, console)

@@ -23,7 +23,7 @@ class Options:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="jobs/stop.py", description=__doc__)
+    options = tyro.cli(Options, prog="jobs/stop.py", description=cli.described(__doc__))
     with join_session():
         ask(options.run, "stop")
     print(f"{options.run}: stops after the current iteration (if paused: after one more)")

@@ -85,8 +85,8 @@ def _parse(
 def run(main: Callable[[], int | None], *, after_interrupt: str = "") -> NoReturn:
     """Run a job: exit 0, 2 with `error: …` for what the user can mend, 130 after Ctrl-C.
 
-    SIGTERM, which is how `ray job stop` asks, is taken for Ctrl-C. after_interrupt: what to do
-    then, where there is something to do. RLHF_TRACEBACK=1 in the environment shows where a user
+    SIGTERM, which is how `ray job stop` asks, is taken for Ctrl-C. after_interrupt: what is said
+    then besides. RLHF_TRACEBACK=1 in the environment shows where a user
     error was found.
     """
     # Ctrl-C too: a shell that starts a job in the background has it ignored.

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -99,7 +100,7 @@ class GeneratorActor:
         self.version: Version | None = None
         self._load_s = 0.0
         self._metrics = EngineMetrics()
-        self._thread = EngineThread(self._make_engine, on_failure=self._die)
+        self._thread = EngineThread(partial(make_engine, spec, name), on_failure=self._die)
 
     def ready(self) -> Vitals:
         """Wait until the engine is up."""
@@ -159,28 +160,29 @@ class GeneratorActor:
         """Give the GPU's memory up until the next version, where the engine can."""
         self._thread.call(lambda engine: engine.sleep())
 
-    def _make_engine(self) -> Generator:
-        spec = self.spec
-        return BACKENDS[spec.backend].make(
-            spec.model_path,
-            sampling=spec.sampling,
-            version=UNLOADED,
-            dtype=spec.dtype,
-            max_model_len=spec.max_model_len,
-            max_num_seqs=spec.max_in_flight,
-            kv_cache_mb=spec.kv_cache_mb,
-            trust_remote_code=spec.trust_remote_code,
-            tensor_parallel=spec.tensor_parallel,
-            sleeps=spec.sleeps,
-            takes_ipc=spec.weights_by == "cuda_ipc",
-            eager=spec.eager,
-            metrics_as=f"{spec.run}-{self.name}",
-        )
-
     def _die(self, error: BaseException) -> None:
         """A failed engine is in an unknown state: its process ends, the driver makes another."""
         print(f"{self.name}: the engine failed: {type(error).__name__}: {error}", flush=True)
         threading.Timer(LAST_WORDS, os._exit, args=(1,)).start()
+
+
+def make_engine(spec: GeneratorSpec, name: str) -> Generator:
+    """The engine of the generator `name`, with the weights of `spec.model_path`."""
+    return BACKENDS[spec.backend].make(
+        spec.model_path,
+        sampling=spec.sampling,
+        version=UNLOADED,
+        dtype=spec.dtype,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_in_flight,
+        kv_cache_mb=spec.kv_cache_mb,
+        trust_remote_code=spec.trust_remote_code,
+        tensor_parallel=spec.tensor_parallel,
+        sleeps=spec.sleeps,
+        takes_ipc=spec.weights_by == "cuda_ipc",
+        eager=spec.eager,
+        metrics_as=f"{spec.run}-{name}",
+    )
 
 
 class ProbeMismatch(RuntimeError):

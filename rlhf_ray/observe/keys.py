@@ -8,7 +8,7 @@ from typing import Literal
 
 Phase = Literal["sft", "rm", "ppo"]
 PHASES: tuple[Phase, ...] = ("sft", "rm", "ppo")
-# The `time/<name>` of an iteration that do not hold one another.
+# Parts of an iteration, as `time/<name>`: none is part of another.
 TIMES = ("generate", "score", "fetch", "update", "publish", "checkpoint", "evaluate")
 
 

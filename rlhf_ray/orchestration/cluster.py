@@ -162,7 +162,7 @@ class Cluster:
         return time.monotonic() - began
 
     def done(self, step: int, kl: float) -> bool:
-        """`step` is done, on responses of so many nats on average; whether it was the last."""
+        """Note that `step` is done; returns whether it was the last. kl: its responses' mean."""
         self.step, self._kl, self._stopped = step + 1, kl, self._wish.stop
         if self._far:
             limit = self.config.ppo.kl_limit

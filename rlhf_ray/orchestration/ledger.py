@@ -2,8 +2,8 @@
 
 PENDING → LEASED → COMMITTED → SCORED → consumed. A shard is PENDING again when its lease is
 handed back (its generator died, was ended for silence or a missed deadline, or was recalled), and
-when its rows are too old or lost; one that drains finishes what it holds. A commit is idempotent,
-and one under a lease that is no longer current is refused.
+when its rows are too old or lost. A generator that drains finishes the shards that it holds. A
+commit is idempotent, and one under a lease that is no longer current is refused.
 
 Each call costs what it changes, not what is open: thousands of shards may be on their way.
 """

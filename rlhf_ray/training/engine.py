@@ -1,16 +1,47 @@
-"""What an engine needs to know of a run and its policy: longest row, type of the weights."""
+"""What a run's generators are made of: what its config and its policy say of their engines."""
 
 from transformers import PretrainedConfig
 
+from rlhf_ray.actors.generator import GeneratorSpec
 from rlhf_ray.config import Config
-from rlhf_ray.models.loading import compute_dtype, load_config, positions_of
+from rlhf_ray.generators.protocol import Sampling
+from rlhf_ray.models.loading import (
+    compute_dtype,
+    end_token_ids,
+    load_config,
+    load_tokenizer,
+    positions_of,
+)
 
 
-def context_tokens(config: Config, policy: str) -> int:
-    """Tokens of the longest prompt and response. ValueError where the model takes fewer."""
-    model = load_config(policy, trust_remote_code=config.model.trust_remote_code)
-    check_context(config, model, f"the model at {policy}")
-    return config.data.max_prompt_tokens + config.rollout.max_response_tokens
+def generator_spec(config: Config, policy: str, device: str) -> GeneratorSpec:
+    """Of generators on `device` that begin as `policy`, by path or name.
+
+    Raises ValueError where the model takes fewer tokens than the longest prompt and response.
+    """
+    rollout, trust = config.rollout, config.model.trust_remote_code
+    check_context(config, load_config(policy, trust_remote_code=trust), f"the model at {policy}")
+    tokenizer = load_tokenizer(policy, trust_remote_code=trust)
+    ends = end_token_ids(policy, tokenizer, trust_remote_code=trust)
+    return GeneratorSpec(
+        backend=rollout.backend,
+        model_path=policy,
+        sampling=Sampling(
+            rollout.temperature, rollout.max_response_tokens, ends, rollout.ignore_eos
+        ),
+        dtype=weights_dtype(config, device),
+        kv_cache_mb=rollout.kv_cache_mb,
+        max_model_len=config.data.max_prompt_tokens + rollout.max_response_tokens,
+        max_in_flight=rollout.max_in_flight,
+        run_seed=config.run.seed,
+        start_timeout=config.cluster.start_timeout_s,
+        trust_remote_code=trust,
+        run=config.run.name,
+        tensor_parallel=rollout.tensor_parallel,
+        sleeps=rollout.sleep,
+        eager=rollout.eager,
+        weights_by=config.cluster.weights_by,
+    )
 
 
 def check_context(config: Config, model: PretrainedConfig, name: str) -> None:

@@ -8,14 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.actors.generator import GeneratorSpec
 from rlhf_ray.actors.learner import LearnerSpec
 from rlhf_ray.actors.scorers import ScorerSpec
 from rlhf_ray.config import Config, Reward
 from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.generators.protocol import Sampling
 from rlhf_ray.learners.targets import kl_of_samples
-from rlhf_ray.models.loading import end_token_ids, load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.observe.journal import Journal
 from rlhf_ray.observe.metrics import RunLog
@@ -23,7 +20,7 @@ from rlhf_ray.orchestration.cluster import Cluster, Specs
 from rlhf_ray.orchestration.plan import Plan
 from rlhf_ray.training import live
 from rlhf_ray.training.calibration import store_with_model
-from rlhf_ray.training.engine import context_tokens, weights_dtype
+from rlhf_ray.training.engine import generator_spec
 from rlhf_ray.training.output import written_aside
 from rlhf_ray.training.record import Record
 
@@ -95,31 +92,9 @@ def run_ppo(
 def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Specs:
     """What the run's actors are made of. ValueError for a context that the model lacks."""
     trust, temperature = config.model.trust_remote_code, config.rollout.temperature
-    tokenizer = load_tokenizer(start.policy, trust_remote_code=trust)
-    ends = end_token_ids(start.policy, tokenizer, trust_remote_code=trust)
-    device = "cuda" if plan.learner.gpus else "cpu"
-    max_model_len = context_tokens(config, start.policy)
-    generator_dtype = weights_dtype(config, device)
+    generator = generator_spec(config, start.policy, "cuda" if plan.learner.gpus else "cpu")
     return Specs(
-        generator=GeneratorSpec(
-            backend=config.rollout.backend,
-            model_path=start.policy,
-            sampling=Sampling(
-                temperature, config.rollout.max_response_tokens, ends, config.rollout.ignore_eos
-            ),
-            dtype=generator_dtype,
-            kv_cache_mb=config.rollout.kv_cache_mb,
-            max_model_len=max_model_len,
-            max_in_flight=config.rollout.max_in_flight,
-            run_seed=config.run.seed,
-            start_timeout=config.cluster.start_timeout_s,
-            trust_remote_code=trust,
-            run=config.run.name,
-            tensor_parallel=config.rollout.tensor_parallel,
-            sleeps=config.rollout.sleep,
-            eager=config.rollout.eager,
-            weights_by=config.cluster.weights_by,
-        ),
+        generator=generator,
         scorer=ScorerSpec(
             policy_path=start.policy,
             reward=start.reward,
@@ -134,10 +109,10 @@ def make_specs(config: Config, plan: Plan, start: Start, prompts: Prompts) -> Sp
             policy_path=start.policy,
             critic_path=start.critic,
             dtype=config.model.dtype,
-            weights_dtype=generator_dtype,
+            weights_dtype=generator.dtype,
             temperature=temperature,
             run_seed=config.run.seed,
-            probes=_probe_sequences(prompts, max_model_len - 2),
+            probes=_probe_sequences(prompts, generator.max_model_len - 2),
             weights_by=config.cluster.weights_by,
             trust_remote_code=trust,
             shares_gpu=config.rollout.sleep or 0 < plan.learner.gpus < 1,

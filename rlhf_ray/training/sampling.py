@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.actors.generator import make_engine
 from rlhf_ray.config import Config
-from rlhf_ray.data.ids import Version, stable_hash
+from rlhf_ray.data.ids import stable_hash
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.samples import Samples, write_samples
-from rlhf_ray.generators.protocol import Generator, Request, Sampling
+from rlhf_ray.generators.protocol import Request
 from rlhf_ray.generators.registry import BACKENDS, check_installed
 from rlhf_ray.models.device import device_here
-from rlhf_ray.models.loading import end_token_ids, load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.phases import Call, run_phases
 from rlhf_ray.orchestration.placement import plan_here
 from rlhf_ray.orchestration.session import ray_session
-from rlhf_ray.training.engine import context_tokens, weights_dtype
+from rlhf_ray.training.engine import generator_spec
 
 Row = dict[str, Any]
 TELL_EVERY = 32  # finished responses between two rows
@@ -71,10 +72,8 @@ def sample_prompts(
     config: Config, policy: str, prompts: list[tuple[int, tuple[int, ...]]], samples: int
 ) -> Iterator[Row]:
     """One generator's share: rows of progress, the last with `texts`: prompt id -> responses."""
-    trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(policy, trust_remote_code=trust)
-    ends = end_token_ids(policy, tokenizer, trust_remote_code=trust)
-    engine = make_engine(config, policy, ends)
+    tokenizer = load_tokenizer(policy, trust_remote_code=config.model.trust_remote_code)
+    engine = make_engine(generator_spec(config, policy, device_here()), "sample")
     requests = [
         Request(
             place * samples + k, token_ids, stable_hash(config.run.seed, "sample", prompt_id, k)
@@ -102,22 +101,3 @@ def sample_prompts(
         for place, (prompt_id, _) in enumerate(prompts)
     }
     yield {"step": len(requests), "total": len(requests), "texts": texts, "done": True}
-
-
-def make_engine(config: Config, policy: str, eos_token_ids: tuple[int, ...]) -> Generator:
-    """The run's kind of generator on the policy as it is. ValueError where the model is shorter."""
-    rollout = config.rollout
-    return BACKENDS[rollout.backend].make(
-        policy,
-        sampling=Sampling(
-            rollout.temperature, rollout.max_response_tokens, eos_token_ids, rollout.ignore_eos
-        ),
-        version=Version(0, 0),
-        dtype=weights_dtype(config, device_here()),
-        max_model_len=context_tokens(config, policy),
-        max_num_seqs=rollout.max_in_flight,
-        kv_cache_mb=rollout.kv_cache_mb,
-        trust_remote_code=config.model.trust_remote_code,
-        tensor_parallel=rollout.tensor_parallel,
-        eager=rollout.eager,
-    )

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.actors.generator import make_engine
 from rlhf_ray.config import Cluster, Config, Data, Rollout, Run
 from rlhf_ray.models.tiny import make_decoder, make_tokenizer
 from rlhf_ray.observe.console import Console
 from rlhf_ray.orchestration.plan import plan
 from rlhf_ray.orchestration.shares import Node
 from rlhf_ray.training import sampling
+from rlhf_ray.training.engine import generator_spec
 
 
 @pytest.fixture
@@ -56,6 +58,6 @@ def test_each_has_a_generators_share(
 
 
 def test_its_engine_is_of_several_gpus(config: Config, tmp_path: Path) -> None:
-    rollout = replace(config.rollout, backend="transformers")
+    asked = replace(config, rollout=replace(config.rollout, backend="transformers"))
     with pytest.raises(ValueError, match=r"rollout\.tensor_parallel 2 is for rollout\.backend vll"):
-        sampling.make_engine(replace(config, rollout=rollout), str(tmp_path / "policy"), 1)
+        make_engine(generator_spec(asked, str(tmp_path / "policy"), "cpu"), "sample")
