@@ -25,7 +25,6 @@ import tyro
 from rlhf_ray import cli
 from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
 from rlhf_ray.data.ids import Version
-from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.simulation.run import (
     Measured,
@@ -34,6 +33,7 @@ from rlhf_ray.simulation.run import (
     simulate,
 )
 from rlhf_ray.simulation.world import Faults, response_length
+from rlhf_ray.weights.buckets import Published
 
 PROCESSES = 2  # that the sleeping generators of --ray share
 

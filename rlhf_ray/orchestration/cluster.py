@@ -71,8 +71,16 @@ class Cluster:
         self.checkpoints = CheckpointStore(
             config.dir / "checkpoints", keep=config.checkpoint.keep, log=log
         )
-        self._generators = plan.generators
-        self._steering: Steering
+        Watchdog(self.reactor, log=log)
+        self._steering = Steering(
+            self.reactor,
+            self._control,
+            self.pool,
+            renew=partial(ray.kill, self._control, no_restart=False),
+            generators=plan.generators,
+            standing=self._standing,
+            log=log,
+        )
         self.step, self.version = 0, Version(0, 0)
         self._group_losses, self._furthest = 0, 0
         self._stopped, self._kl = False, 0.0
@@ -81,16 +89,7 @@ class Cluster:
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Bring everything up, from `checkpoint` or from the beginning, and publish the version."""
-        Watchdog(self.reactor, log=self._log)
-        self._steering = Steering(
-            self.reactor,
-            self._control,
-            self.pool,
-            renew=partial(ray.kill, self._control, no_restart=False),
-            generators=self._generators,
-            standing=self._standing,
-            log=self._log,
-        )
+        self.pool.scale(self._wish.generators)
         incarnation = checkpoint.meta["incarnation"] + 1 if checkpoint else 0
         try:
             self.learners.create()

@@ -9,10 +9,10 @@ import ray
 
 from rlhf_ray.actors.generator import GeneratorActor, GeneratorSpec, Order
 from rlhf_ray.generators.registry import BACKENDS
-from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.placement import lacking, place_for, within
 from rlhf_ray.orchestration.pool import MOST_DEPTH
 from rlhf_ray.orchestration.shares import Share
+from rlhf_ray.weights.buckets import Published
 
 CALLS_AT_ONCE = MOST_DEPTH + 16  # threads of an actor: shards, and heartbeats, loads, voids
 

@@ -15,10 +15,10 @@ from rlhf_ray.actors.presence import CONCURRENCY, Presence
 from rlhf_ray.data.ids import Version
 from rlhf_ray.files import Fingerprint
 from rlhf_ray.generators.environment import torch_environment
-from rlhf_ray.orchestration.members import Published
 from rlhf_ray.orchestration.placement import reserve, within
 from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, error_of
 from rlhf_ray.orchestration.shares import Share
+from rlhf_ray.weights.buckets import Published
 
 ANSWER_TIMEOUT = 10.0  # seconds for a rank to show that it lives
 BEAT_EVERY = 2.0
@@ -69,6 +69,7 @@ class LearnerGroup:
         self._size, self._threads, self._run = ranks, threads, run
         self._deadlines = deadlines
         self._ranks: list[Rank] = []
+        self._started: list[Any] = []
         self._placement: Any = None
         self._doing = ""
         self._calibration: tuple[float, float] | None = None

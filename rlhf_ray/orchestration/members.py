@@ -9,16 +9,7 @@ from rlhf_ray.actors.generator import Order, Vitals
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.ledger import Lease
 from rlhf_ray.orchestration.lifecycle import Life, RestartBudget
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A version that generators can pull: who has this needs nobody's help to load it."""
-
-    version: Version
-    manifest: Any
-    buckets: tuple[Any, ...]
-    bytes: int
+from rlhf_ray.weights.buckets import Published
 
 
 class Handle(Protocol):

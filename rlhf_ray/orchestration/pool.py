@@ -16,8 +16,9 @@ from rlhf_ray.actors.generator import Order, ShardMeta
 from rlhf_ray.data.ids import Version
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import Event, Life, RestartBudget, State
-from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places, Published
+from rlhf_ray.orchestration.members import Handle, Idleness, Member, Places
 from rlhf_ray.orchestration.reactor import Late, Outcome, Reactor, first_line
+from rlhf_ray.weights.buckets import Published
 from rlhf_ray.weights.object_store import VersionGone
 
 BEAT_EVERY = 1.0

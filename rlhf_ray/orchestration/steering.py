@@ -18,8 +18,8 @@ WAITS_SHOWN = 8
 class Steering:
     """Exchanges report and wish all the time, without waiting; scales the pool towards the wish.
 
-    renew: ends the control actor's process; Ray makes another, which learns the wish from here.
-    standing: every actor that is not a generator.
+    generators: how many the pool begins with. renew: ends the control actor's process; Ray makes
+    another, which learns the wish from here. standing: every actor that is not a generator.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class Steering:
         self._iteration: dict[str, Any] = {}
         self._autoscaler: Autoscaler | None = None
         self._exchanging = False
-        pool.scale(generators)
         reactor.every(EXCHANGE_EVERY, self._exchange)
 
     def measured(self, iteration: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ class FunctionReward:
     def _message(self, batch: Responses, row: int, fault: str) -> str:
         return (
             f"reward function {self.target!r} {fault}, for prompt "
-            f"{_short(batch.prompt_texts()[row])} and "
+            f"{_short(batch.prompt_texts(slice(row, row + 1))[0])} and "
             f"response {_short(batch.responses[row])}: correct the function, or set on_error of "
             f"this source to drop or default"
         )
@@ -134,7 +134,8 @@ class FunctionReward:
 
 def _call(batch: Responses, start: int, stop: int) -> Call:
     return Call(
-        prompts=batch.prompt_texts()[start:stop], responses=list(batch.responses[start:stop])
+        prompts=batch.prompt_texts(slice(start, stop)),
+        responses=list(batch.responses[start:stop]),
     )
 
 

@@ -26,9 +26,9 @@ class Responses:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def prompt_texts(self) -> list[str]:
+    def prompt_texts(self, rows: slice = slice(None)) -> list[str]:
         """The prompts without a template: turns become a transcript."""
-        return [asked(prompt)[0] for prompt in self.prompts]
+        return [asked(prompt)[0] for prompt in self.prompts[rows]]
 
 
 @dataclass(frozen=True, slots=True)

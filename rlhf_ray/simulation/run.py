@@ -20,11 +20,12 @@ from rlhf_ray.data.ids import HELDOUT, TRAIN, RolloutKey, Version, stable_hash
 from rlhf_ray.data.prompts import Prompt, batch_of_step
 from rlhf_ray.orchestration.ledger import Lease, Ledger
 from rlhf_ray.orchestration.lifecycle import State
-from rlhf_ray.orchestration.members import Handle, Published
+from rlhf_ray.orchestration.members import Handle
 from rlhf_ray.orchestration.pool import GeneratorPool, PoolSettings
 from rlhf_ray.orchestration.reactor import Reactor
 from rlhf_ray.orchestration.rollouts import Batch, BatchShape, RolloutService
 from rlhf_ray.simulation.world import NEVER, Faults, Pace, SimGenerator, SimRef, World
+from rlhf_ray.weights.buckets import Published
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlhf_ray.actors.generator import Order, ShardMeta, Vitals
 from rlhf_ray.data.ids import RolloutKey, Version, rollout_id, stable_hash
-from rlhf_ray.orchestration.members import Published
+from rlhf_ray.weights.buckets import Published
 
 NEVER = math.inf
 _NORMAL = NormalDist()

@@ -56,6 +56,19 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A version that generators can pull: who has this needs nobody's help to load it.
+
+    manifest, buckets: references to objects of the store. bytes: of the buckets.
+    """
+
+    version: Version
+    manifest: Any
+    buckets: tuple[Any, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """A version as rank 0 gives it away.
 

@@ -14,9 +14,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from rlhf_ray.data.ids import HELDOUT, TRAIN, Version
 from rlhf_ray.orchestration.ledger import BatchKey
 from rlhf_ray.orchestration.lifecycle import State
-from rlhf_ray.orchestration.members import Published
 from rlhf_ray.simulation.run import Scenario, SimulatedRun, SimulatedStage, simulate
 from rlhf_ray.simulation.world import NEVER, Faults, Pace, SimGenerator, SimRef, World
+from rlhf_ray.weights.buckets import Published
 from rlhf_ray.weights.object_store import VersionGone
 
 ROUGH = Faults(mean_life=200.0, slow_beat=0.05, slow_beat_s=8.0, bad_start=0.15, lost_scores=0.02)

@@ -43,6 +43,7 @@ class Steered:
             standing=list,
             log=self.log.append,
         )
+        self.run.pool.scale(generators)
         self.run._go_back_to(0, incarnation=0)
         self.until(generators)
 
