@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,21 @@ class StateLayout:
         return given
 
 
-def state_layout(model_path: str, *, trust_remote_code: bool = False) -> StateLayout:
-    """The layout of the causal LM at `model_path`, from its config alone (no weights are read)."""
+def without_weights(model_path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM at `model_path`, from its config alone: on the meta device."""
     config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def state_layout(model: PreTrainedModel) -> StateLayout:
+    """What a version of `model` consists of."""
     names_of_tensor: dict[int, list[str]] = defaultdict(list)
     state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
         names_of_tensor[id(tensor)].append(name)
     return StateLayout(
-        model_type=config.model_type,
+        model_type=model.config.model_type,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         ties=tuple(tuple(names) for names in names_of_tensor.values() if len(names) > 1),
         fixed=frozenset(name for name, tensor in state.items() if not tensor.requires_grad),

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators.flight import Flight, check_room
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
-from rlhf_ray.generators.state import state_layout
+from rlhf_ray.generators.state import state_layout, without_weights
 from rlhf_ray.models.device import device_here
 from rlhf_ray.models.loading import load_causal_lm
 
@@ -41,7 +41,8 @@ class TransformersGenerator:
             model_path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
         self._model.to(device_here()).requires_grad_(False)
-        self._layout = state_layout(model_path, trust_remote_code=trust_remote_code)
+        made = without_weights(model_path, trust_remote_code=trust_remote_code)
+        self._layout = state_layout(made)
         fits = (kv_cache_mb << 20) // _cache_bytes(self._model.config, max_model_len, dtype)
         self._max_rows = max(1, min(max_num_seqs, fits))
         self._sampling, self._version, self._max_model_len = sampling, version, max_model_len

@@ -19,10 +19,11 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from rlhf_ray.data.ids import Version
 from rlhf_ray.generators import vllm_reload
+from rlhf_ray.generators.checkpoint_names import CheckpointNames
 from rlhf_ray.generators.flight import Flight, check_room
 from rlhf_ray.generators.ipc_update import checked
 from rlhf_ray.generators.protocol import Completion, EngineDead, Request, Sampling
-from rlhf_ray.generators.state import state_layout
+from rlhf_ray.generators.state import state_layout, without_weights
 from rlhf_ray.generators.vllm_counts import EngineCounts
 from rlhf_ray.generators.vllm_options import engine_options
 from rlhf_ray.models.device import device_here
@@ -61,7 +62,8 @@ class VLLMGenerator:
     ) -> None:
         self._sampling, self._version = sampling, version
         self._max_model_len, self._max_num_seqs = max_model_len, max_num_seqs
-        self._layout = state_layout(model_path, trust_remote_code=trust_remote_code)
+        model = without_weights(model_path, trust_remote_code=trust_remote_code)
+        self._layout, self._names = state_layout(model), CheckpointNames(model)
         headless = self._layout.model_type in HEADLESS_LOADERS
         self._refused = frozenset({"lm_head.weight"}) if headless else frozenset()
         self._processes = tensor_parallel
@@ -138,7 +140,7 @@ class VLLMGenerator:
     def load_ipc(self, version: Version, update: Mapping[str, Any]) -> None:
         """Like `load`, from GPU memory that `weights.cuda_ipc` describes; never run on a GPU."""
         self._check_usable()
-        update = checked(update, self._layout, without=self._refused)
+        update = checked(update, self._layout, self._names, without=self._refused)
         self._usable = False
         try:
             self._wake()
@@ -269,7 +271,7 @@ class VLLMGenerator:
             assert self._core.reset_prefix_cache(), "an idle engine kept its prefix cache"
 
     def _reload(self, state: dict[str, torch.Tensor]) -> None:
-        taken = [(name, tensor) for name, tensor in state.items() if name not in self._refused]
+        taken = [one for one in self._names.of(state.items()) if one[0] not in self._refused]
         rpc = self._core.collective_rpc
         rpc(vllm_reload.begin)
         # What is sent to other processes is copied by each: never all weights at once.

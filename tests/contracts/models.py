@@ -9,6 +9,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3MoeConfig,
@@ -43,6 +44,7 @@ CONFIGS = {
     "qwen3_moe": Qwen3MoeConfig(
         **_LLAMA_LIKE, head_dim=32, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2
     ),
+    "mixtral": MixtralConfig(**_LLAMA_LIKE, num_local_experts=4, num_experts_per_tok=2),
     "bloom": BloomConfig(**_SPECIAL, hidden_size=64, n_layer=2, n_head=2),
 }
 

@@ -338,7 +338,7 @@ def test_a_load_that_fails_half_way_kills_the_engine(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma2", "bloom", "qwen3_moe"])
+@pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma2", "bloom", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_shapes_after_a_change_of_all_weights(backend, shape, tmp_path):
     bench = make_bench(shape, backend, tmp_path)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from rlhf_ray.generators.checkpoint_names import CheckpointNames
 from rlhf_ray.generators.ipc_update import checked
 from rlhf_ray.generators.state import StateLayout
+from tests.generators.test_checkpoint_names import model_of
 
 LAYOUT = StateLayout("gemma4", {"w": (2,), "scalar": (1,)}, (), frozenset({"scalar"}))
 W, SCALAR = torch.ones(2), torch.ones(1)
@@ -14,7 +16,7 @@ def test_what_no_training_moves_may_come_and_need_not() -> None:
     assert LAYOUT.complete([("w", W)]).keys() == {"w"}
     assert LAYOUT.complete([("scalar", SCALAR), ("w", W)]).keys() == {"scalar", "w"}
     update = {"names": ["w"], "dtype_names": ["float32"], "shapes": [[2]], "ipc_handles": [{}]}
-    assert checked(update, LAYOUT) == update
+    assert checked(update, LAYOUT, CheckpointNames(model_of("llama"))) == update
 
 
 @pytest.mark.parametrize(
