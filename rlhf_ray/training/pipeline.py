@@ -183,12 +183,13 @@ class Phases:
 
     def prompts(self, policy: str) -> Prompts:
         """What PPO asks `policy`."""
-        trust, note = self._config.model.trust_remote_code, self._console.note
+        trust = self._config.model.trust_remote_code
         prompts = enough_prompts(self._config, load_tokenizer(policy, trust_remote_code=trust))
         if prompts.overlap:
-            note(f"{prompts.overlap} prompts are held-out ones too: they are not trained on")
+            told = f"{prompts.overlap} prompts are held-out ones too: they are not trained on"
+            self._console.note(told)
         if prompts.bad_rows:
-            note(f"prompts: {skipped(prompts.bad_rows, prompts.first_bad)}")
+            self._console.note(f"prompts: {skipped(prompts.bad_rows, prompts.first_bad)}")
         return prompts
 
     def train_sft(self, out: Path, *, another_follows: bool = False) -> Row:
