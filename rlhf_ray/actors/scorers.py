@@ -83,11 +83,14 @@ class ReferenceActor:
 class RewardActor:
     """Scores of responses: calibrated, clipped, with the missing-EOS penalty.
 
-    asked: see `responses_of`.
+    What a run learns late, and what is large, comes with each call, for a restarted scorer knows no
+    more than its spec. asked: a reference to what `responses_of` takes under that name, in a list,
+    so that the first call alone fetches it.
     """
 
-    def __init__(self, spec: ScorerSpec, asked: Asked | None = None) -> None:
-        self._spec, self._asked = spec, asked
+    def __init__(self, spec: ScorerSpec) -> None:
+        self._spec = spec
+        self._asked: Asked | None = None
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -120,17 +123,17 @@ class RewardActor:
         return present()
 
     def score(
-        self, rollouts: pa.Table, calibration: Calibration | None
+        self,
+        rollouts: pa.Table,
+        calibration: Calibration | None,
+        asked: Sequence[ray.ObjectRef] = (),
     ) -> tuple[pa.Table, Presence]:
-        """`rollout_id, score, score_valid, score/<source>`, and who computed them.
-
-        The calibration comes with each call: a restarted scorer must not forget it.
-        """
+        """`rollout_id, score, score_valid, score/<source>`, and who computed them."""
         scored = score_table(
             self._reward,
             rollouts,
             self._tokenizer,
-            asked=self._asked,
+            asked=self._fetched(asked),
             calibration=calibration,
             clip=self._spec.reward.clip,
             missing_eos_penalty=self._spec.reward.missing_eos_penalty,
@@ -139,14 +142,18 @@ class RewardActor:
         return scored, present()
 
     def describe(
-        self, shards: Sequence[tuple[ray.ObjectRef, ...]], limit: int | None
+        self,
+        shards: Sequence[tuple[ray.ObjectRef, ...]],
+        limit: int | None,
+        asked: Sequence[ray.ObjectRef] = (),
     ) -> tuple[list[dict[str, Any]], Presence]:
         """Scored rollouts as plain rows to look at: texts, scores, KL, length, gold.
 
         reward: Σ weight · component, before calibration, clipping and penalties.
         """
         table = fetch(shards).slice(0, limit)
-        texts = responses_of(table, self._tokenizer, self._asked)  # what reward functions read, too
+        # What reward functions read, too.
+        texts = responses_of(table, self._tokenizer, self._fetched(asked))
         rows = [
             _sample(row, prompt, response) | {"reward": self._total(row)}
             for row, prompt, response in zip(
@@ -157,6 +164,11 @@ class RewardActor:
             gold = self._gold_scores(rows)
             rows = [row | {"gold": value} for row, value in zip(rows, gold, strict=True)]
         return rows, present()
+
+    def _fetched(self, asked: Sequence[ray.ObjectRef]) -> Asked | None:
+        if asked and self._asked is None:
+            (self._asked,) = ray.get(list(asked))
+        return self._asked
 
     def _total(self, row: dict[str, Any]) -> float:
         return self._reward.total({name: row[f"score/{name}"] for name in self._reward.names})

@@ -80,13 +80,14 @@ class Scorer:
 class _Ask:
     """A call that any scorer of a role may answer.
 
-    call: what it makes of an actor: (the result, who computed it), two references. then: gets the
-    result, or the error. tries: scorers that may still say nothing for `timeout` seconds. began:
-    when it was asked first.
+    method: gives (the result, who computed it). then: gets a reference to the result, or the
+    error. tries: scorers that may still say nothing for `timeout` seconds. began: when it was asked
+    first.
     """
 
     role: str
-    call: Callable[[Any], tuple[Any, Any]]
+    method: str
+    args: tuple[Any, ...]
     what: str
     timeout: float
     then: Callable[[Any, Exception | None], None]
@@ -126,9 +127,10 @@ class ScorerPools:
         env = {"env_vars": torch_environment(max(1, threads // len(ROLES))) | share.environment()}
 
         asked = {TRAIN: prompts.train, HELDOUT: prompts.heldout}
-        # Kept: an actor that Ray restarts is given it again, and Ray itself does not keep it.
-        self._asked = ray.put({split: [prompt.asked for prompt in asked[split]] for split in asked})
-        more: dict[str, tuple[Any, ...]] = {"reference": (), "reward": (self._asked,)}
+        # For a constructor's argument in the store Ray warns on the user's console.
+        self._asked = [
+            ray.put({split: [prompt.asked for prompt in asked[split]] for split in asked})
+        ]
 
         def make(role: str, index: int, place: int) -> Scorer:
             name = f"{role}-{index}"
@@ -140,7 +142,7 @@ class ScorerPools:
                 max_task_retries=RETRIES,
                 runtime_env=env,
             )
-            return Scorer(name, role, options.remote(spec, *more[role]))
+            return Scorer(name, role, options.remote(spec))
 
         self._pools = {
             role: [make(role, i, first * count + i) for i in range(count)]
@@ -196,11 +198,13 @@ class ScorerPools:
             elif len(columns) == len(ROLES):
                 then((columns["reference"], columns["reward"]), None)
 
-        for role, args in {"reference": (table,), "reward": (table, self.calibration)}.items():
+        reward = (table, self.calibration, self._asked)
+        for role, args in {"reference": (table,), "reward": reward}.items():
             self._ask(
                 _Ask(
                     role,
-                    partial(_score, args=args),
+                    "score",
+                    args,
                     what,
                     timeout,
                     then=partial(settle, role),
@@ -219,7 +223,8 @@ class ScorerPools:
         self._ask(
             _Ask(
                 "reward",
-                lambda actor: actor.describe.options(num_returns=2).remote(some, limit),
+                "describe",
+                (some, limit, self._asked),
                 what,
                 timeout,
                 then=lambda rows, error: ended.append((rows, error)),
@@ -253,7 +258,7 @@ class ScorerPools:
         that. Ray's own retries may all be over by then.
         """
         scorer = min(self._pools[ask.role], key=lambda scorer: (scorer.unreached, scorer.work))
-        result, answer = ask.call(scorer.actor)
+        result, answer = getattr(scorer.actor, ask.method).options(num_returns=2).remote(*ask.args)
         scorer.work, ended = scorer.work + 1, scorer.ended
 
         def settle(outcome: Outcome) -> None:
@@ -327,11 +332,6 @@ class ScorerPools:
             scorer.heard(outcome.value)
         elif isinstance(outcome.error, Late) and scorer.starting:  # else busy with what it owed
             self._give_up_on(scorer, ended, outcome.error)
-
-
-def _score(actor: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
-    columns, answer = actor.score.options(num_returns=2).remote(*args)
-    return columns, answer
 
 
 def _too_slow(late: Late, timeout: float) -> TimeoutError:

@@ -121,6 +121,7 @@ def test_the_console_shows_progress_and_the_end(demonstration):
         assert f"  {phase}  " in out
     for word in ("before", "after", "KL", "tok/s", "left", f"report: {run / 'report.html'}"):
         assert word in out
+    assert ".cc:" not in out, "a line of Ray's own log"
 
 
 def test_a_second_start_does_not_overwrite(demonstration):

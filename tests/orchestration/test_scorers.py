@@ -92,7 +92,7 @@ class ScoresForEver(OnceStuck):
         time.sleep(600)
         return shard[0], present()
 
-    def describe(self, shards: list[Any], limit: int) -> tuple[list[Any], Presence]:
+    def describe(self, shards: list[Any], limit: int, asked: Any) -> tuple[list[Any], Presence]:
         return shards, present()
 
 
